@@ -1,0 +1,65 @@
+# The two commands: `make demo` and `make test`. Each sets up .venv from the lock when it must, and does its work.
+.PHONY: demo test test-slow check lint types imports lock dev clean help
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# Which fbgemm: `make demo DEVICE=cpu` overrides what is found here.
+DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH  := $(shell grep '^torch==' requirements/pins.in)
+
+help:
+	@echo "make demo   set up, then logs -> model -> report -> registry into runs/demo (under 5 minutes on 2 cores)"
+	@echo "make test   set up, then the tests"
+	@echo "make check  ruff, mypy --strict, import-linter"
+	@echo "make lock   write requirements/*.txt anew (needs uv)"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "recmtl needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and with its dependencies, in the build this machine gets; the rest exactly as locked.
+$(VENV)/.torch: requirements/pins.in | $(BIN)/python
+	@echo "installing $(TORCH)"
+	@$(PIP) install $(TORCH)
+	@touch $@
+
+$(VENV)/.run-$(DEVICE): requirements/$(DEVICE).txt pyproject.toml $(VENV)/.torch
+	@echo "installing requirements/$(DEVICE).txt"
+	@$(PIP) install --no-deps --require-hashes -r requirements/$(DEVICE).txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.run-$(DEVICE)
+	@echo "installing requirements/dev.txt"
+	@$(PIP) install --no-deps --require-hashes -r requirements/dev.txt
+	@touch $@
+
+dev: $(VENV)/.dev
+
+demo: $(VENV)/.run-$(DEVICE)
+	$(BIN)/recmtl run pipelines/configs/demo.yaml
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q
+
+check: lint types imports
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+lock:
+	bash requirements/lock.sh
+
+clean:
+	rm -rf $(VENV) build *.egg-info

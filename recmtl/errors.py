@@ -1,0 +1,31 @@
+"""What can go wrong, by whose hand: the exit codes of the command line hang on these classes.
+
+Raise :class:`UserError` with one sentence that says what was expected, what came, where (field, column, file, row)
+and what to do. Everything else that recmtl raises on purpose is a :class:`RunError`.
+"""
+
+__all__ = ["NotRegisteredError", "RecmtlError", "RunError", "UserError"]
+
+
+class RecmtlError(Exception):
+    """An error that recmtl raises on purpose; its message is meant for the user."""
+
+    exit_code = 1
+
+
+class RunError(RecmtlError):
+    """The run itself failed: a non-finite loss, a disk that is full, a damaged checkpoint. Exit code 1."""
+
+    exit_code = 1
+
+
+class UserError(RecmtlError, ValueError):
+    """The user's config, arguments or data are wrong. Exit code 2."""
+
+    exit_code = 2
+
+
+class NotRegisteredError(RecmtlError):
+    """Trained and kept, but the registry could not be reached. Exit code 3."""
+
+    exit_code = 3
