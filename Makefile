@@ -12,7 +12,7 @@ TORCH  := $(shell grep '^torch==' requirements/pins.in)
 
 help:
 	@echo "make demo   set up, then logs -> model -> report -> registry into runs/demo (under 5 minutes on 2 cores)"
-	@echo "make test   set up, then the tests"
+	@echo "make test   set up, then the tests (under 10 minutes on 2 cores); make test-slow for the longer ones"
 	@echo "make check  ruff, mypy --strict, import-linter"
 	@echo "make lock   write requirements/*.txt anew (needs uv)"
 
@@ -44,7 +44,10 @@ demo: $(VENV)/.run-$(DEVICE)
 	$(BIN)/recmtl run pipelines/configs/demo.yaml
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m slow
 
 check: lint types imports
 

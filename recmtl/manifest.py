@@ -31,6 +31,7 @@ Columns of an encoded shard (names of features and tasks are :data:`recmtl.setti
 
 import hashlib
 from pathlib import Path
+
 from pydantic import ValidationError
 
 from recmtl.errors import RunError

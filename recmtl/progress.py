@@ -37,6 +37,7 @@ class Progress(Protocol):
 
 class _SilentBar:
     def advance(self, amount: int = 1) -> None: ...
+
     def note(self, text: str) -> None: ...
 
 
@@ -46,7 +47,8 @@ class Silent:
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
-    def say(self, text: str) -> None: ...
+    def say(self, text: str) -> None:
+        """Show nothing."""
 
     def warn(self, text: str) -> None:
         """Keep the warning in ``warnings``."""
@@ -86,7 +88,7 @@ class _LineBar:
         parts.insert(1, f"{rate:,.0f} {self._unit}/s")
         if self._note:
             parts.append(self._note)
-        print(", ".join(parts), file=self._stream, flush=True)  # noqa: T201
+        print(", ".join(parts), file=self._stream, flush=True)
 
 
 class Lines:
@@ -102,7 +104,7 @@ class Lines:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        print(text, file=self._out, flush=True)  # noqa: T201
+        print(text, file=self._out, flush=True)
 
     def warn(self, text: str) -> None:
         """Print a line that begins with `warning:`."""
