@@ -1,0 +1,147 @@
+"""What every source is: a config class, a function that lists its files, and one that reads them into a LabelledLog."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+from zoneinfo import ZoneInfo, available_timezones
+
+import polars as pl
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
+
+from recmtl.manifest import Columns
+from recmtl.progress import Progress
+from recmtl.schema import Feature
+from recmtl.settings import Settings
+
+__all__ = [
+    "Duration",
+    "Instant",
+    "LabelledLog",
+    "Paths",
+    "SourceKind",
+    "TimeUnit",
+    "TimeZone",
+    "duration_text",
+    "zone",
+]
+
+_UNITS = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000, "w": 604_800_000_000}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
+
+
+def _parse_duration(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return _positive(value)
+    text = str(value).strip()
+    if not re.fullmatch(rf"(?:{_DURATION.pattern}\s*)+", text):
+        raise ValueError(f"{value!r} is not a length of time: write a number and a unit, such as 30m, 12h or 7d")
+    return _positive(timedelta(microseconds=round(sum(float(n) * _UNITS[u] for n, u in _DURATION.findall(text)))))
+
+
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError("a length of time must be more than 0")
+    return value
+
+
+def duration_text(value: timedelta) -> str:
+    """A length of time as text that a config reads back: 30m, 7d, 1d12h; finer than a millisecond is rounded away."""
+    rest = value // timedelta(microseconds=1)
+    parts = []
+    for unit in ("d", "h", "m", "s", "ms"):
+        count, rest = divmod(rest, _UNITS[unit])
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_parse_duration),
+    PlainSerializer(duration_text, return_type=str),
+    WithJsonSchema({"type": "string", "examples": ["30m", "7d"]}),
+]
+"""A length of time in text: a number and a unit out of ms, s, m, h, d, w."""
+
+
+def _in_utc(value: datetime) -> datetime:
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+Instant = Annotated[datetime, AfterValidator(_in_utc)]
+"""A date or time, ISO 8601; without a zone it is in UTC."""
+
+
+def _check_zone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError(f"{name!r} is not a time zone: write a name such as UTC, Europe/Berlin or Asia/Shanghai")
+    return name
+
+
+TimeZone = Annotated[str, AfterValidator(_check_zone)]
+"""A time zone by its IANA name."""
+
+
+def zone(name: str) -> tzinfo:
+    """The time zone of that IANA name."""
+    return ZoneInfo(name)
+
+
+TimeUnit = Literal["auto", "iso", "s", "ms", "us", "ns"]
+"""How a column of times is written: ISO 8601 text, or a number since 1970 in a unit; auto: seen by form and magnitude."""
+
+Paths = str | tuple[str, ...]
+"""A file, a glob pattern, or a list of them; relative to the working directory."""
+
+
+@dataclass(frozen=True)
+class LabelledLog:
+    """What a source hands to the rest of the ETL: rows that are staged on disk, validated, joined and labelled."""
+
+    frame: pl.LazyFrame
+    """A lazy scan of Parquet files staged under ``work``, in source order: the raw columns, the label columns (null
+    where there is no label), and ``row`` (Int64, 0, 1, 2, … in source order, after rejects and dropped duplicates)."""
+    columns: Columns
+    """The key columns' names in ``frame``. The time column is Datetime("us", "UTC") and never null."""
+    outcomes: frozenset[str]
+    """Columns that are known only after the impression, labels included: never inferred, refused as features."""
+    maturity: Mapping[str, timedelta] = field(default_factory=dict)
+    """Label column → length of time after the impression until its label is known; a label that is absent needs none."""
+    known_at: Mapping[str, str] = field(default_factory=dict)
+    """Label column → column with the instant at which a given label became known (Datetime us UTC, null without one)."""
+    observed_until: datetime | None = None
+    """Event logs: events were recorded up to this instant, in UTC."""
+    split_column: str | None = None
+    """For splits that are given: the column that holds train, validation or test."""
+    default_features: tuple[Feature, ...] = ()
+    """What the source recommends when the config names no features; empty: to be inferred."""
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    """Every file that was read: as the user wrote it → its path."""
+    read: Mapping[str, int] = field(default_factory=dict)
+    """Rows read per input."""
+    duplicates: Mapping[str, int] = field(default_factory=dict)
+    """Exact duplicates dropped per input."""
+    rejected: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Input → reason → rows quarantined."""
+    unattributed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Event → reason → events that belong to no impression."""
+    rejected_files: tuple[Path, ...] = ()
+    """Parquet files of the quarantined rows: source, reason, row (as JSON text)."""
+    truth: Path | None = None
+    """synthetic: the file with the true probabilities."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know, each naming the setting to change."""
+
+
+class SourceKind(NamedTuple):
+    """A line of the table of sources."""
+
+    config: type[Settings]
+    """Its config class, told apart by the field ``kind``."""
+    read: Callable[[Any, Path, Progress], LabelledLog]
+    """(config, work, progress) → LabelledLog; stages its files under ``work``, an empty folder."""
+    inputs: Callable[[Any], Mapping[str, Path]]
+    """config → the files that ``read`` will read, without reading them: what the user wrote → path."""
