@@ -1,0 +1,126 @@
+"""A run's folder: one process at a time, one config and one data set, and nothing removed that a run did not write."""
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recmtl.errors import RunError, UserError
+from recmtl.runs import RunFolder, open_run
+
+CONFIG: dict[str, Any] = {"name": "a", "training": {"epochs": 5}, "tasks": [{"name": "click", "kind": "binary"}]}
+
+
+def opened(path: Path, config: dict[str, Any] = CONFIG, *, overwrite: bool = False) -> Any:
+    text = yaml.safe_dump(config)
+    return open_run(path, config=config, config_yaml=text, fingerprint=text, overwrite=overwrite)
+
+
+def test_the_same_config_finds_its_own_run(tmp_path: Path) -> None:
+    with opened(tmp_path / "run") as run:
+        run.bind_data("d1")
+        run.finish("train", {"epoch": 3})
+        identity = run.identity
+    with opened(tmp_path / "run") as run:
+        run.bind_data("d1")
+        assert run.is_done("train")
+        assert run.detail("train") == {"epoch": 3}
+        assert not run.is_done("test")
+        assert run.identity == identity
+
+
+def test_another_config_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        pass
+    other = CONFIG | {"training": {"epochs": 6}}
+    with pytest.raises(UserError, match=r"training\.epochs was 5, is 6.*--overwrite"), opened(tmp_path, other):
+        pass
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        run.bind_data("d1")
+    with opened(tmp_path) as run, pytest.raises(UserError, match="made from other data"):
+        run.bind_data("d2")
+
+
+def test_overwrite_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        run.bind_data("d1")
+        run.update_metrics({"validation": {}})
+        run.checkpoints.mkdir()
+        (run.checkpoints / "step").write_text("x")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mine.csv").write_text("x")
+    other = CONFIG | {"name": "b"}
+    with opened(tmp_path, other, overwrite=True) as run:
+        run.bind_data("d2")
+        assert run.read_metrics() == {}
+        assert not run.checkpoints.exists()
+    assert (tmp_path / "logs" / "mine.csv").read_text() == "x"
+
+
+def _hold(path: Path, ready: Any, release: Any) -> None:
+    with opened(path):
+        ready.set()
+        release.wait(30)
+
+
+def test_a_second_process_is_refused_and_may_come_later(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, release = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, ready, release))
+    process.start()
+    assert ready.wait(30)
+    with pytest.raises(UserError, match="another recmtl process"), opened(tmp_path):
+        pass
+    release.set()
+    process.join(30)
+    with opened(tmp_path):
+        pass
+
+
+def test_metrics_are_replaced_part_by_part_and_never_hold_a_nan(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        run.update_metrics({"validation": {"click": {"auc": 0.7}}})
+        run.update_metrics({"test": {"click": {"auc": None}}})
+        assert json.loads((tmp_path / "metrics.json").read_text()) == {
+            "validation": {"click": {"auc": 0.7}},
+            "test": {"click": {"auc": None}},
+        }
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            run.update_metrics({"test": {"click": {"auc": float("nan")}}})
+        assert run.read_metrics()["test"] == {"click": {"auc": None}}
+
+
+def test_seconds_add_up_over_resumed_runs(tmp_path: Path) -> None:
+    with opened(tmp_path) as run, run.timed("train"):
+        pass
+    first = run.seconds["train"]
+    with opened(tmp_path) as run:
+        run._state["seconds"]["train"] = first + 10
+        with run.timed("train"):
+            pass
+        assert run.seconds["train"] >= first + 10
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        pass
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RunError, match=r"run\.json: damaged"), opened(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make this folder"), opened(tmp_path / "file" / "run"):
+        pass
+
+
+def test_a_folder_class_is_what_the_context_gives(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        assert isinstance(run, RunFolder)
