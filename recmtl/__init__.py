@@ -1,3 +1,65 @@
-"""recmtl trains one recommender for several objectives at once, from event logs to a registered model."""
+"""recmtl trains one recommender for several objectives at once, from event logs to a registered model.
+
+The public names are few: :func:`load_config`, then :func:`prepare`, :func:`train`, :func:`evaluate`, :func:`run` and
+:func:`predict`. They load what they need when they are first used; importing recmtl imports none of it.
+
+The rooms, from the top down (an arrow never points up):
+
+================================ ====================================================================
+:mod:`recmtl.cli`                the command line
+:mod:`recmtl.stages`             config in; prepare, train, evaluate, register, predict out: the wiring
+:mod:`recmtl.config`             the whole run in one YAML
+:mod:`recmtl.training`           optimisers, schedules, checkpoints, the loop
+:mod:`recmtl.evaluation`         scoring, metrics per task, intervals, the report
+:mod:`recmtl.tracking`           the MLflow run, its local journal, the registry
+:mod:`recmtl.package`            the model package: what serves is what was trained
+:mod:`recmtl.loading`            prepared shards to batches
+:mod:`recmtl.model`              features, tower and heads put together
+:mod:`recmtl.features`           tables and numbers to one vector per row
+:mod:`recmtl.towers`             architectures, one per file
+:mod:`recmtl.balancing`          loss balancers, one per file
+:mod:`recmtl.metrics`            metrics, one per file
+:mod:`recmtl.etl`                raw logs to prepared rows
+================================ ====================================================================
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from recmtl.errors import NotRegisteredError, RecmtlError, RunError, UserError
+
+if TYPE_CHECKING:
+    from recmtl.config import RunConfig, load_config
+    from recmtl.stages import Predictions, RunResult, evaluate, predict, prepare, run, train
+
+__all__ = [
+    "NotRegisteredError",
+    "Predictions",
+    "RecmtlError",
+    "RunConfig",
+    "RunError",
+    "RunResult",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "load_config",
+    "predict",
+    "prepare",
+    "run",
+    "train",
+]
 
 __version__ = "0.1.0"
+
+_HOMES = {"RunConfig": "recmtl.config", "load_config": "recmtl.config"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES.get(name, "recmtl.stages")), name)
+    raise AttributeError(f"module 'recmtl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

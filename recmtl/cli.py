@@ -1,0 +1,312 @@
+"""The command line: one function a verb, each a thin caller of :mod:`recmtl.stages`.
+
+Results go to standard output, progress and warnings to standard error. Exit codes: 0 done; 1 the run failed; 2 the
+user's config, arguments or data; 3 trained but not registered.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from recmtl import __version__
+from recmtl.errors import RecmtlError, UserError
+
+if TYPE_CHECKING:
+    from recmtl.config import RunConfig
+    from recmtl.stages import RunResult
+
+__all__ = ["app", "exit_code_of", "main"]
+
+app = typer.Typer(
+    name="recmtl",
+    help="Train one recommender for several objectives at once: event logs in, a registered model out.",
+    epilog="Exit codes: 0 done, 1 the run failed, 2 config, arguments or data, 3 trained but not registered. "
+    "--debug, anywhere, shows the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+tracking_app = typer.Typer(no_args_is_help=True, help="The tracking store.")
+config_app = typer.Typer(no_args_is_help=True, help="Configs: check one, or print their JSON schema for an editor.")
+app.add_typer(tracking_app, name="tracking")
+app.add_typer(config_app, name="config")
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML.")]
+OptionalConfig = Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="The run's YAML.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B.C=VALUE", help="Replace one field of the config; may be given several times."),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", metavar="DIR", help="The run's folder; by default runs/NAME.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Remove the run that is in the folder, and begin anew.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="PATH_OR_URI", help="A package's folder, or models:/NAME@ALIAS, models:/NAME/3."),
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        metavar="URI",
+        help="Where --model's URI is looked up; by default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.",
+    ),
+]
+
+
+@app.command()
+def run(config: Config, set_: Overrides = None, output: Output = None, overwrite: Overwrite = False) -> None:
+    """Prepare, train, evaluate and register: the main job."""
+    from recmtl import stages
+
+    loaded = _load(config, set_)
+    _print_run(stages.run(loaded, output=output, overwrite=overwrite, progress=_progress()))
+
+
+@app.command()
+def prepare(
+    config: Config,
+    set_: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Where the prepared rows go, for data.prepared.")
+    ] = None,
+) -> None:
+    """Turn raw logs into prepared rows: validate, label, split, fit on train, encode."""
+    from recmtl import stages
+
+    prepared = stages.prepare(_load(config, set_), output=output, progress=_progress())
+    manifest = prepared.manifest
+    out = Console(soft_wrap=True, highlight=False)
+    out.print(f"{'prepared' if prepared.built else 'already prepared, nothing rebuilt'}: {prepared.folder}")
+    table = Table("split", "rows", *manifest.tasks_, box=None, pad_edge=False)
+    for name, split in manifest.splits.items():
+        labels = [
+            f"{task.observed:,} observed" + ("" if task.mean is None else f", mean {task.mean:.4g}")
+            for task in split.tasks.values()
+        ]
+        table.add_row(name, f"{split.rows:,}", *labels)
+    out.print(table)
+
+
+@app.command()
+def train(config: Config, set_: Overrides = None, output: Output = None, overwrite: Overwrite = False) -> None:
+    """Prepare what is not prepared, train, and evaluate on validation; nothing is tested or registered."""
+    from recmtl import stages
+
+    _print_run(stages.train(_load(config, set_), output=output, overwrite=overwrite, progress=_progress()))
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    set_: Overrides = None,
+    output: Output = None,
+    model: Model = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Evaluate this config's own run on its test rows, or, with --model, another model on the same rows."""
+    from recmtl import stages
+
+    loaded = _load(config, set_)
+    result = stages.evaluate(loaded, model=model, tracking_uri=tracking_uri, output=output, progress=_progress())
+    _print_run(result)
+
+
+@app.command()
+def predict(
+    config: OptionalConfig = None,
+    set_: Overrides = None,
+    model: Model = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="FILE", help="Parquet or CSV, a glob, or several; by default CONFIG's test."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Where the predictions go, as Parquet.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", metavar="COLUMN", help="Copy this column beside the predictions.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that are there.")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Score rows with a model, in batches: one column per task, beside the rows' keys."""
+    from recmtl import stages
+
+    if (config is None) == (model is None):
+        raise UserError("predict: give either CONFIG, for its own run's model, or --model PATH_OR_URI")
+    scored = stages.predict(
+        None if config is None else _load(config, set_),
+        model=model,
+        inputs=inputs or (),
+        output=output,
+        keep=keep or (),
+        overwrite=overwrite,
+        tracking_uri=tracking_uri,
+        progress=_progress(),
+    )
+    Console(soft_wrap=True, highlight=False).print(f"{scored.rows:,} rows scored: {scored.folder}")
+
+
+@app.command()
+def doctor() -> None:
+    """Check torch, torchrec, FBGEMM, the device and MLflow, and say what to install where they do not match."""
+    from recmtl.doctor import diagnose
+
+    out = Console(soft_wrap=True, highlight=False)
+    checks = diagnose()
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[/]"}
+    table = Table("", "", "", box=None, show_header=False, pad_edge=False)
+    for check in checks:
+        table.add_row(marks[check.verdict], check.name, check.found)
+        if check.remedy:
+            table.add_row("", "", f"→ {check.remedy}")
+    out.print(table)
+    wrong = [check.name for check in checks if check.verdict == "wrong"]
+    if wrong:
+        raise UserError(f"not ready to train: {', '.join(wrong)}; what to do stands above")
+    out.print("ready to train")
+
+
+@tracking_app.command("sync")
+def tracking_sync(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, such as runs/demo.")],
+    tracking_uri: Annotated[
+        str | None, typer.Option("--tracking-uri", metavar="URI", help="Send it there instead of the config's store.")
+    ] = None,
+) -> None:
+    """Send a run that was kept locally to its tracking server, and register its model."""
+    from recmtl import stages
+
+    _print_run(stages.sync(run_folder, tracking_uri=tracking_uri, progress=_progress()))
+
+
+@config_app.command("check")
+def config_check(config: Config, set_: Overrides = None) -> None:
+    """Read a config, and say what is wrong with it."""
+    loaded = _load(config, set_)
+    print(f"{config}: good; {len(loaded.tasks)} tasks, run folder {loaded.folder}")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of configs."""
+    from recmtl.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code; an error is one line, with ``--debug`` a traceback too."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    sys.exit(_run(given, debug=debug))
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
+    try:
+        with exit_code_of(debug=debug):
+            code = app(args=arguments, prog_name="recmtl", standalone_mode=False)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+
+
+@contextmanager
+def exit_code_of(*, debug: bool = False) -> Iterator[None]:
+    """Turn what goes wrong inside into one line on standard error and the exit code that belongs to it.
+
+    Raises:
+        SystemExit: with that code.
+    """
+    import click
+
+    try:
+        yield
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _complain("interrupted; the same command goes on from the last checkpoint", debug)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe has gone, as `| head` does: there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except RecmtlError as error:
+        _complain(str(error), debug)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", debug)
+        sys.exit(1)
+    except Exception as error:
+        _complain(f"unexpected {type(error).__name__}: {error} (a fault of recmtl's; --debug shows where)", debug)
+        sys.exit(1)
+
+
+def _complain(text: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]error:[/] {_escape(text)}")
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _load(path: Path, overrides: Sequence[str] | None) -> "RunConfig":
+    from recmtl.config import load_config
+
+    return load_config(path, overrides or ())
+
+
+def _progress() -> "Progress":
+    from recmtl.progress import for_stream
+
+    return for_stream()
+
+
+def _print_run(result: "RunResult") -> None:
+    """A run's figures as a table, then where everything is and the command that opens each."""
+    out = Console(soft_wrap=True, highlight=False)
+    for line in result.notes:
+        out.print(_escape(line))
+    if result.rows:
+        table = Table(*result.header, box=None, pad_edge=False)
+        for row in result.rows:
+            table.add_row(*row)
+        out.print(table)
+    if result.places:
+        out.print()
+    for place in result.places:
+        out.print(f"[bold]{place.what:<9}[/] {_escape(place.where)}")
+        out.print(f"          {_escape(place.command)}")
+
+
+if TYPE_CHECKING:
+    from recmtl.progress import Progress

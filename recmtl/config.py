@@ -1,0 +1,280 @@
+"""The whole run in one YAML: read, overridden, checked, written back resolved.
+
+In: a YAML file and ``a.b.c=value`` overrides. Out: a frozen :class:`RunConfig` made of the small config classes that
+live beside their owners, or one :class:`~recmtl.errors.UserError` that names the field and what to do. The JSON schema
+of the same classes serves editors.
+"""
+
+import difflib
+import hashlib
+import json
+import types
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from recmtl.balancing import BALANCERS, AnyBalancer
+from recmtl.errors import UserError
+from recmtl.etl.prepare import DataConfig
+from recmtl.model import ModelConfig
+from recmtl.schema import Feature, Schema
+from recmtl.settings import Name, Settings
+from recmtl.tasks import Task, Tasks
+from recmtl.tracking.base import TrackingConfig
+from recmtl.tracking.registry import RegistryConfig
+from recmtl.training import TrainingConfig
+
+__all__ = ["RunConfig", "json_schema", "load_config", "parse_config"]
+
+Balancing = AnyBalancer
+
+
+class RunConfig(Settings):
+    """One run, from logs to a registered model."""
+
+    name: Name
+    """What the run is called: its default folder is runs/NAME."""
+    output: Path | None = None
+    """The run's folder; `--output` replaces it. By default runs/NAME."""
+    data: DataConfig
+    """Where the logs are, how they are split, where the prepared rows go."""
+    features: tuple[Feature, ...] | Literal["auto"] = "auto"
+    """What the model sees of a row; auto: what the source recommends, or what can be inferred from its columns."""
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
+    """What the model predicts."""
+    model: ModelConfig = ModelConfig()
+    """Tower, heads and embedding tables."""
+    balancing: Balancing = BALANCERS["fixed"].config()
+    """How the tasks' losses, or their gradients, become one step."""
+    training: TrainingConfig = TrainingConfig()
+    """Optimisers, epochs, device, early stopping, checkpoints."""
+    tracking: TrackingConfig = TrackingConfig()
+    """The MLflow store and experiment."""
+    registry: RegistryConfig | None = None
+    """The registered model's name and alias; left out: nothing is registered."""
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "RunConfig":
+        tasks = Tasks(self.tasks)
+        if self.features != "auto":
+            Schema(self.features)
+        _known_tasks("balancing.weights", getattr(self.balancing, "weights", None) or {}, tasks)
+        if self.training.early_stopping is not None:
+            monitored = {key.rsplit(".", 1)[0]: None for key in self.training.early_stopping.monitor}
+            conditional = {f"{t.name}_given_{t.parent}" for t in self.tasks if t.parent is not None}
+            names = {name: None for name in monitored if name not in conditional}
+            _known_tasks("training.early_stopping.monitor", names, tasks)
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's output goes."""
+        return self.output if self.output is not None else Path("runs") / self.name
+
+    @property
+    def explicit_features(self) -> tuple[Feature, ...] | None:
+        """The features, or None when they are to be recommended or inferred."""
+        return None if self.features == "auto" else self.features
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field with its value, as plain data."""
+        return self.model_dump(mode="json")
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all that shapes the run's result, as hex: everything but the folder that it is written to."""
+        resolved = self.resolved()
+        del resolved["output"]
+        return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML that :func:`load_config` reads back to an equal one."""
+        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _known_tasks(where: str, names: Mapping[str, object], tasks: Tasks) -> None:
+    for name in names:
+        if name not in tasks:
+            raise ValueError(f"{where}: there is no task named {name!r}{_nearest(name, tasks)}")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML.
+
+    Args:
+        path: the file.
+        overrides: ``a.b.c=value`` each, the value in YAML; an item of a list is named by its ``name`` or its position
+            from 0 (``features.user_id.embedding_dim=32``).
+
+    Raises:
+        UserError: no such file, no YAML, an unknown or wrong field (with the nearest known name).
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"{path}: cannot read this config: {reason}") from error
+    try:
+        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that also refuses duplicate keys
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
+        raise UserError(f"{where}: this is not YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a config is a mapping that begins with `name:`; this file holds none")
+    for override in overrides:
+        _override(data, override)
+    return parse_config(data, source=str(path))
+
+
+def parse_config(data: Mapping[str, Any], *, source: str = "config") -> RunConfig:
+    """Check a config given as plain data.
+
+    Raises:
+        UserError: an unknown or wrong field; ``source`` says where it came from.
+    """
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error, data)}") from error
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of the YAML, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()}
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice instead of keeping the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                problem = f"the key {key!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Set one dotted path in plain config data, in place."""
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: expected a.b.c=value")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - as above
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not YAML") from error
+    here: Any = data
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(here, list):
+            index = _item(here, key, override)
+            if last:
+                here[index] = value
+            else:
+                here = here[index]
+        elif isinstance(here, dict):
+            if last:
+                here[key] = value
+            else:
+                if here.get(key) is None:
+                    here[key] = {}
+                here = here[key]
+        else:
+            raise UserError(f"--set {override}: {'.'.join(keys[:depth])} is a value, it has no fields")
+
+
+def _item(items: list[Any], key: str, override: str) -> int:
+    named = {item["name"]: index for index, item in enumerate(items) if isinstance(item, dict) and "name" in item}
+    if key in named:
+        return int(named[key])
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    raise UserError(f"--set {override}: the list has no item {key!r}{_nearest(key, named)}")
+
+
+def _nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    if found:
+        return f"; did you mean {found[0]!r}?"
+    return f"; known are {', '.join(map(str, known))}" if known else ""
+
+
+def _explain(error: ValidationError, data: Any) -> str:
+    """One line about the first thing that is wrong, unknown keys first: they often cause the others."""
+    problems = error.errors(include_url=False)
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    path = _path(first["loc"], data)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        return f"{path}: unknown field{_nearest(str(first['loc'][-1]), known)}{more}"
+    if first["type"] == "missing":
+        return f"{path}: this field is required{more}"
+    if first["type"] == "union_tag_invalid":
+        context = first.get("ctx", {})
+        tag, tags = str(context.get("tag")), [t.strip(" '") for t in str(context.get("expected_tags")).split(",")]
+        return f"{path}.kind: unknown kind {tag!r}{_nearest(tag, tags)}{more}"
+    if first["type"] == "union_tag_not_found":
+        return f"{path}.kind: this field is required{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{message if not path or message.startswith(path) else f'{path}: {message}'}{more}"
+    return f"{path}: {message[0].lower()}{message[1:]}, got {_short(first.get('input'))}{more}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _path(loc: tuple[int | str, ...], data: Any) -> str:
+    """A dotted path as the user would write it: without the union tags that pydantic puts between, items by name."""
+    parts: list[str] = []
+    here = data
+    for position, key in enumerate(loc):
+        last = position == len(loc) - 1
+        if isinstance(here, (list, tuple)) and isinstance(key, int):
+            here = here[key] if key < len(here) else None
+            named = isinstance(here, dict) and isinstance(here.get("name"), str)
+            parts.append(str(here["name"]) if named and isinstance(here, dict) else str(key))
+        elif isinstance(here, dict) and key in here:
+            here = here[key]
+            parts.append(str(key))
+        elif last and isinstance(here, dict) and here.get("kind") != key:
+            parts.append(str(key))
+    return ".".join(parts)
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The names that a config has at a place in it."""
+    here: list[Any] = [RunConfig]
+    for key in loc:
+        found: list[Any] = []
+        for candidate in here:
+            for model in _models(candidate):
+                if isinstance(key, str) and key in model.model_fields:
+                    found.append(model.model_fields[key].annotation)
+                elif "kind" in model.model_fields and key in get_args(model.model_fields["kind"].annotation):
+                    found.append(model)
+        # An index into a list, or the name of a union's branch, stays where it is.
+        here = found or here
+    names = {name: None for candidate in here for model in _models(candidate) for name in model.model_fields}
+    return list(names)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The config classes that an annotation admits."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, tuple, list, Annotated):
+        return [model for part in get_args(annotation) for model in _models(part)]
+    return []
