@@ -1,0 +1,20 @@
+"""Features: what the schema says of a row, made into the model's input x_BD. The model's TorchRec seam.
+
+In: a :class:`recmtl.batch.Batch`. Out: (B, D). :mod:`~recmtl.features.tables` looks embeddings up,
+:mod:`~recmtl.features.fused` does so with TorchRec's fused optimisers, :mod:`~recmtl.features.inputs` pools them and
+puts them beside numbers and vectors. Importing this package imports neither TorchRec nor FBGEMM.
+"""
+
+from recmtl.features.inputs import Features, InputsConfig, initial_table, table_shapes
+from recmtl.features.tables import MakeTables, PlainTables, Tables, TableShape
+
+__all__ = [
+    "Features",
+    "InputsConfig",
+    "MakeTables",
+    "PlainTables",
+    "TableShape",
+    "Tables",
+    "initial_table",
+    "table_shapes",
+]

@@ -1,0 +1,125 @@
+"""From a batch to x_BD: embeddings pooled and regrouped by feature name, then vectors, then numbers.
+
+In: a :class:`recmtl.batch.Batch` as the schema encodes it. Out: (B, D) float32, its columns in this order::
+
+    embeddings, in schema order │ projected vectors │ vectors as they are │ numbers
+    └──────────── learned_dim ──────────────────────┘
+
+The leading ``learned_dim`` columns depend on parameters (tables, projections), the others on the data alone.
+
+Dimensions: B batch, W width of one embedding, N columns of ``Batch.dense``, D width of the output.
+"""
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from recmtl.batch import Batch
+from recmtl.features.tables import Tables, TableShape
+from recmtl.modules import ByName, generator, linear
+from recmtl.schema import UNSEEN, Feature, Schema
+from recmtl.settings import Settings
+from recmtl.statistics import Statistics
+
+__all__ = ["Features", "InputsConfig", "initial_table", "table_shapes"]
+
+
+class InputsConfig(Settings):
+    """How features enter the model."""
+
+    embedding_std: float = Field(default=0.01, gt=0.0)
+    """Standard deviation of the normal distribution that embeddings start from. Small: under a row-wise optimiser a
+    row moves by about the learning rate at its first step, and what a rare id has not learned should not speak."""
+    number_limit: float | None = Field(default=10.0, ge=1.0)
+    """Standardised numbers are clamped to plus and minus this, so that an outlier cannot saturate the network; null
+    for no limit."""
+    vector_dim: int | None = Field(default=32, ge=1)
+    """A vector longer than this is projected to this width by a learned linear map, so that a long content embedding
+    does not outweigh the other inputs; null lets every vector enter as it is."""
+
+
+def table_shapes(schema: Schema, statistics: Statistics) -> dict[str, TableShape]:
+    """The shape of every embedding table: fitted vocabularies and hash buckets, each with the two reserved rows."""
+    return {
+        name: TableShape(
+            rows=statistics.tables[name].rows if table.hash_buckets is None else table.hash_buckets + 2,
+            dim=table.embedding_dim,
+            features=table.features,
+            weighted=any(schema[feature].kind == "weighted_bag" for feature in table.features),
+        )
+        for name, table in schema.tables.items()
+    }
+
+
+def initial_table(shape: TableShape, *, std: float, seed: int, name: str) -> Tensor:
+    """(rows, dim) float32: where a table starts, the same for every kind of tables.
+
+    Normal around 0, but the row of unseen ids is exactly 0 and no training row moves it: an id that the model has
+    never met says nothing, rather than something random. The row of missing ids is learned like any other.
+    """
+    weight = torch.empty(shape.rows, shape.dim).normal_(0.0, std, generator=generator(seed, "tables", name))
+    weight[UNSEEN] = 0.0
+    return weight
+
+
+class Features(nn.Module):
+    """See the file's head.
+
+    Args:
+        schema: what the batch holds.
+        tables: the embedding tables of its sparse features.
+        config: how features enter.
+        generator: initial values of the vectors' projections are drawn from it.
+    """
+
+    def __init__(self, schema: Schema, tables: Tables, config: InputsConfig, *, generator: torch.Generator) -> None:
+        super().__init__()
+        limit = config.vector_dim or max((feature.dim or 0 for feature in schema.dense), default=0)
+        vectors = schema.of_kind("vector")
+        projected = {feature.name: (feature.dim or 0) + 1 for feature in vectors if (feature.dim or 0) > limit}
+        self.tables = tables
+        self.projections = ByName({name: linear(width, limit, generator) for name, width in projected.items()})
+        self._sparse = tuple(feature.name for feature in schema.sparse)
+        self._means = tuple(feature.name for feature in schema.of_kind("bag") if feature.pooling == "mean")
+        self._vectors = tuple(feature.name for feature in vectors if feature.name not in projected)
+        self._numbers = tuple(feature.name for feature in schema.of_kind("number"))
+        self._number_limit = math.inf if config.number_limit is None else config.number_limit
+        self._dense_names = tuple(feature.name for feature in schema.dense)
+        self._dense_widths = [_width(feature) for feature in schema.dense]
+        self.learned_dim = sum(schema.tables[feature.table or ""].embedding_dim for feature in schema.sparse) + sum(
+            limit for _ in projected
+        )
+        """Leading columns of the output that depend on parameters."""
+        self.output_dim = self.learned_dim + sum(_width(schema[name]) for name in (*self._vectors, *self._numbers))
+        """D."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(B, D) float32."""
+        embeddings = self._pooled(batch)
+        dense = dict(zip(self._dense_names, torch.split(batch.dense, self._dense_widths, dim=1), strict=True))
+        return torch.cat(
+            [
+                *(embeddings[name] for name in self._sparse),
+                *(project(dense[name]).float() for name, project in self.projections.items()),
+                *(dense[name] for name in self._vectors),
+                *(dense[name].clamp(-self._number_limit, self._number_limit) for name in self._numbers),
+            ],
+            dim=1,
+        )
+
+    def _pooled(self, batch: Batch) -> dict[str, Tensor]:
+        """Feature name to (B, W). Weights of a weighted mean already sum to 1; a plain mean is divided here."""
+        embeddings = dict(self.tables(batch.sparse))
+        if self._means:
+            keys = batch.sparse.keys
+            lengths_FB = batch.sparse.lengths.view(len(keys), -1).clamp(min=1)  # the mean of an empty bag is 0
+            for name in self._means:
+                embeddings[name] = embeddings[name] / lengths_FB[keys.index(name)].unsqueeze(1)
+        return embeddings
+
+
+def _width(feature: Feature) -> int:
+    """Columns of a number or vector in ``Batch.dense``: its values and the missing indicator."""
+    return 2 if feature.kind == "number" else (feature.dim or 0) + 1
