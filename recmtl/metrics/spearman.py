@@ -1,0 +1,58 @@
+"""Spearman's rank correlation: Pearson's between the ranks of predictions and labels, ties having their mean rank.
+
+With weights, a rank is the weight below plus half the weight tied, so that a row of weight 2 is two equal rows.
+Undefined where predictions or labels are all equal.
+"""
+
+import math
+
+import numpy as np
+
+from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted, run_ends
+
+__all__ = ["SPEARMAN"]
+
+
+def _prepare_ranks(values: FloatArray) -> "_Ranks":
+    order = np.argsort(values, kind="stable")
+    ends = run_ends(values[order])
+    run = np.empty(values.size, np.intp)
+    run[order] = np.repeat(np.arange(ends.size), np.diff(ends, prepend=-1))
+    return _Ranks(run, ends.size)
+
+
+class _Ranks:
+    """Mean ranks as a function of the weights; ``run``: (N,) which of the ``runs`` distinct values a row has."""
+
+    def __init__(self, run: "np.ndarray[tuple[int], np.dtype[np.intp]]", runs: int) -> None:
+        self.run, self.runs = run, runs
+
+    def centred(self, weight: FloatArray) -> FloatArray | None:
+        """(N,) ranks less their weighted mean (which is half of the weight); None where all are equal."""
+        mass = np.bincount(self.run, weight, minlength=self.runs)
+        if np.count_nonzero(mass) < 2:
+            return None
+        cumulative = np.cumsum(mass)
+        centred: FloatArray = cumulative - mass / 2 - cumulative[-1] / 2
+        return centred[self.run]
+
+
+def _prepare(examples: Examples) -> Weighted:
+    predicted, observed = _prepare_ranks(examples.prediction), _prepare_ranks(examples.label)
+
+    def spearman(weight: FloatArray) -> float | None:
+        x, y = predicted.centred(weight), observed.centred(weight)
+        if x is None or y is None:
+            return None
+        return float((weight * x) @ y) / math.sqrt(float((weight * x) @ x) * float((weight * y) @ y))
+
+    return spearman
+
+
+SPEARMAN = Metric(
+    name="spearman",
+    kinds=("regression", "ordinal"),
+    higher_is_better=True,
+    meaning="rank correlation of predictions and labels, from −1 to 1",
+    prepare=_prepare,
+)
