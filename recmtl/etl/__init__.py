@@ -1,1 +1,1 @@
-"""Raw logs in, a prepared dataset out: read and validate, partition, label, split, fit, encode. Polars only, no torch."""
+"""Raw logs in, a prepared dataset out: read, validate, label, split, fit, encode. Polars only, no torch."""

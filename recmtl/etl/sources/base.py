@@ -3,10 +3,9 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
-from zoneinfo import ZoneInfo, available_timezones
+from typing import Annotated, Any, NamedTuple
 
 import polars as pl
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
@@ -22,10 +21,8 @@ __all__ = [
     "LabelledLog",
     "Paths",
     "SourceKind",
-    "TimeUnit",
     "TimeZone",
     "duration_text",
-    "zone",
 ]
 
 _UNITS = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000, "w": 604_800_000_000}
@@ -76,22 +73,18 @@ Instant = Annotated[datetime, AfterValidator(_in_utc)]
 
 
 def _check_zone(name: str) -> str:
-    if name not in available_timezones():
-        raise ValueError(f"{name!r} is not a time zone: write a name such as UTC, Europe/Berlin or Asia/Shanghai")
+    try:  # Polars' own list of zones: the system's may be missing.
+        pl.select(pl.lit(datetime(2000, 1, 1)).dt.replace_time_zone(name))
+    except pl.exceptions.PolarsError:
+        raise ValueError(
+            f"{name!r} is not a time zone: write a name such as UTC, Europe/Berlin or Asia/Shanghai"
+        ) from None
     return name
 
 
 TimeZone = Annotated[str, AfterValidator(_check_zone)]
 """A time zone by its IANA name."""
 
-
-def zone(name: str) -> tzinfo:
-    """The time zone of that IANA name."""
-    return ZoneInfo(name)
-
-
-TimeUnit = Literal["auto", "iso", "s", "ms", "us", "ns"]
-"""How a column of times is written: ISO 8601 text, or a number since 1970 in a unit; auto: seen by form and magnitude."""
 
 Paths = str | tuple[str, ...]
 """A file, a glob pattern, or a list of them; relative to the working directory."""
@@ -109,9 +102,9 @@ class LabelledLog:
     outcomes: frozenset[str]
     """Columns that are known only after the impression, labels included: never inferred, refused as features."""
     maturity: Mapping[str, timedelta] = field(default_factory=dict)
-    """Label column → length of time after the impression until its label is known; a label that is absent needs none."""
+    """Label column → time from the impression until its label is known; a label that is absent here needs none."""
     known_at: Mapping[str, str] = field(default_factory=dict)
-    """Label column → column with the instant at which a given label became known (Datetime us UTC, null without one)."""
+    """Label column → column with the instant at which a given label became known (Datetime us UTC, else null)."""
     observed_until: datetime | None = None
     """Event logs: events were recorded up to this instant, in UTC."""
     split_column: str | None = None

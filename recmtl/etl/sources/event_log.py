@@ -1,25 +1,49 @@
 """Separate event logs: impressions on one side, clicks, purchases, ratings on the other, as a company keeps them.
 
 In: CSV or Parquet files with any column names. Out: a :class:`~recmtl.etl.sources.base.LabelledLog` with one row an
-impression, one label column an event, the columns of the user and item tables beside them, the keys renamed to
-``user_id``, ``item_id``, ``time``, ``request_id`` and ``impression_id``.
+impression: its keys as ``user_id``, ``item_id``, ``time`` and, where it has them, ``request_id`` and
+``impression_id``; its other columns under their own names; those of the user and item tables (``user_NAME`` or
+``item_NAME`` where another column is called NAME); and one label column an event, named after it.
 """
 
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import UTC, timedelta
+from pathlib import Path
 from typing import Annotated, Literal
 
+import polars as pl
 from pydantic import Field, model_validator
 
-from recmtl.etl.sources.base import Duration, Instant, Paths, TimeUnit, TimeZone
+from recmtl.errors import UserError
+from recmtl.etl.files import MISSING_TEXTS, find, header
+from recmtl.etl.ingest import ROW, Ingested, distinct_names, ingest, join_table, one_type, unique_key
+from recmtl.etl.label import IMPRESSION, Follows, Labels, label
+from recmtl.etl.partition import BUCKET_BYTES, bucket_count
+from recmtl.etl.sources.base import Duration, Instant, LabelledLog, Paths, TimeZone
+from recmtl.etl.validate import EARLIEST, ColumnType, Rules, TimeRule, TimeUnit
+from recmtl.manifest import Columns
+from recmtl.progress import Progress
 from recmtl.settings import Name, Settings
 
-__all__ = ["EventConfig", "EventLogConfig", "JoinedTableConfig", "LogConfig"]
+__all__ = ["EventConfig", "EventLogConfig", "JoinedTableConfig", "LogConfig", "chain", "inputs", "read"]
 
 Canonical = Literal["user", "item", "time", "impression", "request", "value"]
-ColumnType = Literal["int", "float", "bool", "string", "list"]
 
-DEFAULT_AFTER = {"click": "impression", "purchase": "click", "rating": "purchase"}
+DEFAULT_AFTER = {"click": IMPRESSION, "purchase": "click", "rating": "purchase"}
+DEFAULT_VALUE = {"rating": "rating"}
 DEFAULT_WINDOW = {"click": timedelta(minutes=30), "purchase": timedelta(days=7), "rating": timedelta(days=30)}
+
+_NAMES = {
+    "user": "user_id",
+    "item": "item_id",
+    "time": "time",
+    "impression": "impression_id",
+    "request": "request_id",
+    "value": "value",
+}
+_KEYS: tuple[Canonical, ...] = ("user", "item", "time")
+_IDS: tuple[Canonical, ...] = ("impression", "request")
+_RESERVED = {IMPRESSION, "impressions", "users", "items", ROW, *_NAMES.values()} - {"value"}
 
 
 class LogConfig(Settings):
@@ -37,6 +61,8 @@ class LogConfig(Settings):
     code that is text). Values of another type are bad rows."""
     time_unit: TimeUnit | None = None
     """Overrides the source's `time_unit` for this log."""
+    timezone: TimeZone | None = None
+    """Overrides the source's `timezone` for this log."""
 
 
 class EventConfig(LogConfig):
@@ -51,6 +77,9 @@ class EventConfig(LogConfig):
     window: Duration | None = None
     """How long after it this event may come, its end included: 30m, 7d. By default 30 minutes for click, 7 days for
     purchase, 30 days for rating."""
+    join: Literal["auto", "impression", "request", "time"] = "auto"
+    """How an event finds its impression: by impression id, by request id (and item), or by user, item and time. auto:
+    by the first of the two ids that both logs have, else by time. The window holds in every case."""
 
 
 class JoinedTableConfig(Settings):
@@ -80,12 +109,12 @@ class EventLogConfig(Settings):
     items: JoinedTableConfig | None = None
     """A row an item, likewise."""
     columns: dict[Canonical, str] = {}
-    """Column names that hold for every log and table that has such a column."""
+    """What every log and table that has such a column calls its user, item, time, impression or request."""
     time_unit: TimeUnit = "auto"
     """How times are written."""
     timezone: TimeZone = "UTC"
     """Zone of times that are written without one."""
-    earliest: Instant = datetime(1990, 1, 1, tzinfo=UTC)
+    earliest: Instant = EARLIEST
     """A time before this is impossible, and its row is a bad one."""
     latest: Instant | None = None
     """A time after this is impossible, and its row is a bad one. By default a day after the moment of reading."""
@@ -93,12 +122,14 @@ class EventLogConfig(Settings):
     """The instant up to which events were recorded. By default the latest valid impression time."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
     """CSV: between fields."""
-    missing: tuple[str, ...] = ("", "null", "NULL", "nan", "NaN", "None", "\\N")
+    missing: tuple[str, ...] = MISSING_TEXTS
     """CSV: texts that stand for a missing value."""
 
     @model_validator(mode="after")
     def _events_form_chains(self) -> "EventLogConfig":
         chain(self)
+        if "value" in self.impressions.columns or "value" in self.columns:
+            raise ValueError("columns.value belongs to one event: events.NAME.columns.value")
         return self
 
 
@@ -110,15 +141,13 @@ def chain(config: EventLogConfig) -> dict[str, tuple[str, timedelta]]:
     """
     follows: dict[str, tuple[str, timedelta]] = {}
     for name, event in config.events.items():
-        if name == "impression":
-            raise ValueError("events: `impression` is taken by the impressions; give the event another name")
-        usual = DEFAULT_AFTER.get(name, "impression")
-        after = event.after or usual
+        if name in _RESERVED:
+            raise ValueError(f"events.{name}: this name is taken by a column of recmtl's; give the event another")
+        after = event.after or DEFAULT_AFTER.get(name, IMPRESSION)
         window = event.window or DEFAULT_WINDOW.get(name)
-        if after != "impression" and after not in config.events:
-            raise ValueError(
-                f"events.{name}.after: there is no event {after!r}; name one of {', '.join(config.events)} or impression"
-            )
+        if after != IMPRESSION and after not in config.events:
+            names = ", ".join((*config.events, IMPRESSION))
+            raise ValueError(f"events.{name}.after: there is no event {after!r}; name one of {names}")
         if window is None:
             raise ValueError(f"events.{name}.window: say how long after {after} it may come, e.g. 7d")
         follows[name] = (after, window)
@@ -128,10 +157,327 @@ def chain(config: EventLogConfig) -> dict[str, tuple[str, timedelta]]:
         if name in path:
             raise ValueError(f"events: {' → '.join((*path, name))} is a circle; mend `after`")
         after = follows[name][0]
-        if after != "impression":
+        if after != IMPRESSION:
             visit(after, (*path, name))
         ordered.setdefault(name, follows[name])
 
     for name in follows:
         visit(name, ())
     return ordered
+
+
+def inputs(config: EventLogConfig) -> dict[str, Path]:
+    """The files of all logs and tables."""
+    return {text: path for files in _files(config).values() for text, path in files.items()}
+
+
+def _files(config: EventLogConfig) -> dict[str, dict[str, Path]]:
+    found = {"impressions": find(config.impressions.path, "data.source.impressions.path")}
+    for name, event in config.events.items():
+        found[name] = find(event.path, f"data.source.events.{name}.path")
+    for table, joined in (("users", config.users), ("items", config.items)):
+        if joined is not None:
+            found[table] = find(joined.path, f"data.source.{table}.path")
+    return found
+
+
+def read(config: EventLogConfig, work: Path, progress: Progress, *, bucket_bytes: int = BUCKET_BYTES) -> LabelledLog:
+    """Read, validate, attribute and join the logs.
+
+    Args:
+        config: the source's settings.
+        work: an empty folder for staged files.
+        progress: where to say what is being read.
+        bucket_bytes: size of the buckets that are attributed at a time.
+
+    Raises:
+        UserError: files or columns that are not there, a key that comes twice in a table, names that clash.
+    """
+    files = _files(config)
+    reader = _Reader(config, files, work, progress)
+    joins = {name: reader.join_columns(name) for name in config.events}
+    ids = {column for by in joins.values() for column in by if column in ("impression_id", "request_id")}
+    impressions = reader.impressions(ids)
+    events = {name: reader.event(name, joins[name]) for name in config.events}
+    tables = {name: reader.table(name) for name in ("users", "items") if name in files}
+    logs: dict[str, Ingested] = {"impressions": impressions, **events, **tables}
+
+    frames: dict[str, pl.LazyFrame] = {name: log.frame for name, log in logs.items()}
+    for key in ("user_id", "item_id", "request_id", "impression_id"):
+        frames = one_type(frames, key)
+    for name, by in joins.items():
+        if by == ("request_id",):
+            _one_item_a_request(frames["impressions"], name)
+
+    follows = {
+        name: Follows(after, window, joins[name], reader.value(name)) for name, (after, window) in chain(config).items()
+    }
+    progress.say(f"attributing {', '.join(follows)} to {impressions.rows:,} impressions")
+    count = bucket_count((path for paths in files.values() for path in paths.values()), bucket_bytes)
+    keys = [column for column in ("user_id", "item_id", *sorted(ids)) if column in impressions.columns]
+    labels = label(frames["impressions"], {n: frames[n] for n in events}, follows, keys, work / "labels", count)
+    rows = _assemble(
+        {name: frames[name] for name in ("impressions", *tables)}, impressions, labels, follows, work, count
+    )
+    known_at = {name: _known_at(name) for name, event in follows.items() if event.value is not None}
+    latest = frames["impressions"].select(pl.col("time").max()).collect(engine="streaming").item()
+    return LabelledLog(
+        frame=rows,
+        columns=Columns(
+            user="user_id",
+            item="item_id",
+            time="time",
+            request="request_id" if "request_id" in impressions.columns else None,
+        ),
+        outcomes=frozenset(follows) | frozenset(known_at.values()),
+        maturity=_maturity(follows),
+        known_at=known_at,
+        observed_until=config.observed_until or (latest and latest.astimezone(UTC)),
+        inputs=inputs(config),
+        read={name: log.read for name, log in logs.items()},
+        duplicates={name: log.duplicates for name, log in logs.items() if name not in tables},
+        rejected={name: dict(log.rejected) for name, log in logs.items()},
+        unattributed={name: dict(found.unattributed) for name, found in labels.items()},
+        rejected_files=tuple(path for log in logs.values() for path in log.rejected_files),
+        warnings=tuple(warning for log in logs.values() for warning in log.warnings),
+    )
+
+
+def _known_at(name: str) -> str:
+    return f"{name}:time"
+
+
+def _maturity(follows: Mapping[str, Follows]) -> dict[str, timedelta]:
+    """The windows up to each event added up; an event with a value needs none, because only given values count."""
+    total = {IMPRESSION: timedelta(0)}
+    for name, event in follows.items():
+        total[name] = total[event.after] + event.window
+    return {name: total[name] for name, event in follows.items() if event.value is None}
+
+
+def _one_item_a_request(impressions: pl.LazyFrame, event: str) -> None:
+    several = (
+        impressions.group_by("request_id")
+        .agg(pl.col("item_id").n_unique().alias("items"))
+        .filter(pl.col("items") > 1)
+        .select(pl.len())
+        .collect(engine="streaming")
+        .item()
+    )
+    if several:
+        raise UserError(
+            f"data.source.events.{event}: {several:,} requests show several items, so its log needs the item beside "
+            f"the request (events.{event}.columns.item), or `join: time`"
+        )
+
+
+class _Reader:
+    """Reads one log after the other as the config says."""
+
+    def __init__(
+        self, config: EventLogConfig, files: Mapping[str, Mapping[str, Path]], work: Path, progress: Progress
+    ) -> None:
+        self._config, self._files, self._work, self._progress = config, files, work, progress
+        self._headers = {
+            name: header(next(iter(paths.values())), self._where(name), separator=config.separator)
+            for name, paths in files.items()
+        }
+
+    def _where(self, name: str) -> str:
+        return f"data.source.{'events.' if name in self._config.events else ''}{name}"
+
+    def _log(self, name: str) -> LogConfig:
+        return self._config.impressions if name == "impressions" else self._config.events[name]
+
+    def _own_name(self, name: str, key: Canonical) -> str | None:
+        """What the log's file calls a key column; None where it has none."""
+        columns, shared = self._log(name).columns, self._config.columns
+        if key in columns:
+            if columns[key] not in self._headers[name]:
+                raise UserError(
+                    f"{self._where(name)}.columns.{key}: the file has no column {columns[key]!r}; it has "
+                    f"{', '.join(self._headers[name])}"
+                )
+            return columns[key]
+        candidates = [shared[key]] if key in shared else []
+        if key != "value":
+            candidates.append(_NAMES[key])
+        elif name in DEFAULT_VALUE:
+            candidates.append(DEFAULT_VALUE[name])
+        return next((column for column in candidates if column in self._headers[name]), None)
+
+    def _needed(self, name: str, key: Canonical) -> str:
+        column = self._own_name(name, key)
+        if column is None:
+            raise UserError(
+                f"{self._where(name)}.columns.{key}: say which column holds the {key}; the file has "
+                f"{', '.join(self._headers[name])}"
+            )
+        return column
+
+    def join_columns(self, name: str) -> tuple[str, ...]:
+        """The canonical columns that join an event with its impression."""
+        join = self._config.events[name].join
+        for key in _IDS:
+            if join == key:
+                self._needed("impressions", key)
+                self._needed(name, key)
+            both = self._own_name("impressions", key) is not None and self._own_name(name, key) is not None
+            if join == key or (join == "auto" and both):
+                if key == "impression":
+                    return ("impression_id",)
+                return ("request_id",) if self._own_name(name, "item") is None else ("request_id", "item_id")
+        return ("user_id", "item_id")
+
+    def value(self, name: str) -> str | None:
+        """The event's column whose value is the label, in the ingested log."""
+        if self._own_name(name, "value") is not None:
+            return "value"
+        if name in DEFAULT_VALUE:
+            self._needed(name, "value")
+        return None
+
+    def _ingest(
+        self, name: str, rename: Mapping[str, str], rules: Rules, *, drop: Sequence[str], deduplicate: bool
+    ) -> Ingested:
+        files = self._files[name]
+        for column in drop:
+            if column in rename or column not in self._headers[name]:
+                why = "it is one of the keys" if column in rename else f"it has {', '.join(self._headers[name])}"
+                raise UserError(f"{self._where(name)}.drop: cannot leave {column!r} out of the file: {why}")
+        self._progress.say(f"reading {name}: {', '.join(files) if len(files) < 4 else f'{len(files)} files'}")
+        return ingest(
+            name,
+            files,
+            self._where(name),
+            self._work / f"log-{name}",
+            rules=rules,
+            rename=rename,
+            drop=drop,
+            deduplicate=deduplicate,
+            separator=self._config.separator,
+            missing=self._config.missing,
+        )
+
+    def _times(self, name: str) -> dict[str, TimeRule]:
+        config, log = self._config, self._log(name)
+        rule = TimeRule(
+            log.time_unit or config.time_unit, log.timezone or config.timezone, config.earliest, config.latest
+        )
+        return {"time": rule}
+
+    def _types(self, name: str, types: Mapping[str, ColumnType], rename: Mapping[str, str]) -> dict[str, ColumnType]:
+        unknown = sorted(set(types) - set(self._headers[name]))
+        if unknown:
+            raise UserError(
+                f"{self._where(name)}.types: the file has no column {unknown[0]!r}; it has "
+                f"{', '.join(self._headers[name])}"
+            )
+        return {rename.get(column, column): dtype for column, dtype in types.items()}
+
+    def impressions(self, ids: set[str]) -> Ingested:
+        """The impressions, less the columns to drop; ``ids``: the id columns that events join by."""
+        name = "impressions"
+        rename: dict[str, str] = {self._needed(name, key): _NAMES[key] for key in _KEYS}
+        for key in _IDS:
+            column = self._own_name(name, key)
+            if column is not None:
+                rename[column] = _NAMES[key]
+        rules = Rules(
+            keys=("user_id", "item_id", *sorted(ids)),
+            optional_keys=tuple(c for c in ("impression_id", "request_id") if c in rename.values() and c not in ids),
+            times=self._times(name),
+            types=self._types(name, self._config.impressions.types, rename),
+        )
+        drop = self._config.impressions.drop
+        clash = next((c for c in self._headers[name] if c in self._config.events and c not in (*drop, *rename)), None)
+        if clash is not None:
+            raise UserError(
+                f"data.source.impressions: its column {clash!r} has the name of an event; give the event another name, "
+                f"or leave the column out with impressions.drop: [{clash}]"
+            )
+        return self._ingest(name, rename, rules, drop=drop, deduplicate=True)
+
+    def event(self, name: str, by: Sequence[str]) -> Ingested:
+        """An event log: only what joins it, its time and its value matter."""
+        rename = {self._needed(name, "time"): "time"}
+        for key in ("user", "item", *_IDS):
+            column = self._needed(name, key) if _NAMES[key] in by else self._own_name(name, key)
+            if column is not None:
+                rename[column] = _NAMES[key]
+        value = self._own_name(name, "value") if self.value(name) is not None else None
+        if value is not None:
+            rename[value] = "value"
+        ids = ("impression_id", "request_id")
+        rules = Rules(
+            keys=tuple(column for column in by if column not in ids),
+            # An event without an id is no bad row: it did not come from an impression.
+            optional_keys=tuple(c for c in rename.values() if c.endswith("_id") and (c in ids or c not in by)),
+            required=("value",) if value is not None else (),
+            times=self._times(name),
+            types=self._types(name, self._config.events[name].types, rename),
+        )
+        others = [c for c in self._headers[name] if c not in rename]
+        return self._ingest(name, rename, rules, drop=others, deduplicate=True)
+
+    def table(self, name: str) -> Ingested:
+        """A table of users or items, its key checked."""
+        config = self._config.users if name == "users" else self._config.items
+        assert config is not None
+        key: Canonical = "user" if name == "users" else "item"
+        named = [config.key] if config.key is not None else [self._config.columns.get(key), _NAMES[key]]
+        column = next((c for c in named if c in self._headers[name]), None)
+        if column is None:
+            raise UserError(
+                f"data.source.{name}.key: say which column holds the {key}; the file has "
+                f"{', '.join(self._headers[name])}"
+            )
+        rename = {column: _NAMES[key]}
+        rules = Rules(keys=(_NAMES[key],), types=self._types(name, config.types, rename))
+        table = self._ingest(name, rename, rules, drop=config.drop, deduplicate=False)
+        unique_key(table, _NAMES[key], f"data.source.{name}")
+        return table
+
+
+def _assemble(
+    frames: Mapping[str, pl.LazyFrame],
+    impressions: Ingested,
+    labels: Mapping[str, Labels],
+    follows: Mapping[str, Follows],
+    work: Path,
+    blocks: int,
+) -> pl.LazyFrame:
+    """Labels and tables beside the impressions, a block of rows at a time, in source order."""
+    keys = {"users": "user_id", "items": "item_id"}
+    joined = {name: frame for name, frame in frames.items() if name in keys}
+    added = {
+        name.removesuffix("s"): [c for c in frame.collect_schema().names() if c not in (ROW, keys[name])]
+        for name, frame in joined.items()
+    }
+    taken = [*impressions.columns, *labels, *(_known_at(name) for name in labels)]
+    renames = distinct_names(taken, added, "data.source")
+    folder = work / "rows"
+    folder.mkdir()
+    parts = []
+    size = -(-max(impressions.rows, 1) // blocks)
+    for number in range(blocks):
+        inside = pl.col(ROW).is_between(number * size, (number + 1) * size, closed="left")
+        block = frames["impressions"].filter(inside)
+        for name, found in labels.items():
+            block = _with_label(block, name, found.frame.filter(inside), follows[name])
+        for name, table in joined.items():
+            key = keys[name]
+            needed = table.join(frames["impressions"].filter(inside).select(key).unique(), on=key, how="semi")
+            block = join_table(block, needed, key, renames[name.removesuffix("s")])
+        parts.append(folder / f"part-{number:05}.parquet")
+        block.sink_parquet(parts[-1], row_group_size=1 << 17)
+    return pl.scan_parquet(parts)
+
+
+def _with_label(rows: pl.LazyFrame, name: str, found: pl.LazyFrame, event: Follows) -> pl.LazyFrame:
+    if event.value is None:
+        given = found.select(ROW, pl.lit(1, pl.Int8).alias(name))
+        joined = rows.join(given, on=ROW, how="left", maintain_order="left")
+        return joined.with_columns(pl.col(name).fill_null(0))
+    given = found.select(ROW, pl.col("value").alias(name), pl.col("time").alias(_known_at(name)))
+    return rows.join(given, on=ROW, how="left", maintain_order="left")

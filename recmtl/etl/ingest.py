@@ -1,0 +1,248 @@
+"""One log from its files to trusted rows on disk: read, typed, bad rows quarantined, exact duplicates dropped.
+
+In: files and :class:`~recmtl.etl.validate.Rules`. Out: an :class:`Ingested` log whose rows are numbered in source
+order. Memory is bounded by what Polars streams at a time, beside the suspects among the duplicates.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from recmtl.errors import UserError
+from recmtl.etl import files as raw_files
+from recmtl.etl.validate import REASON, Rules, see_types
+
+__all__ = ["ROW", "Ingested", "distinct_names", "ingest", "join_table", "one_type", "unique_key"]
+
+ROW = "row"
+"""The column with a row's number: 0, 1, 2, … in source order."""
+
+_DROPPED = "dropped:"
+_ROW_GROUP = 1 << 17
+_HASH_ROWS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """A log's good rows, and what became of the others."""
+
+    name: str
+    frame: pl.LazyFrame
+    """Typed columns and :data:`ROW`, in source order."""
+    rows: int
+    read: int
+    """Rows in the files, bad ones and duplicates included."""
+    duplicates: int
+    rejected: Mapping[str, int]
+    """Reason → rows."""
+    rejected_files: tuple[Path, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns' names without :data:`ROW`."""
+        return [name for name in self.frame.collect_schema().names() if name != ROW]
+
+
+def ingest(
+    name: str,
+    files: Mapping[str, Path],
+    where: str,
+    work: Path,
+    *,
+    rules: Rules,
+    rename: Mapping[str, str] | None = None,
+    drop: Sequence[str] = (),
+    deduplicate: bool,
+    separator: str = ",",
+    encoding: str = "utf8",
+    missing: Sequence[str] = raw_files.MISSING_TEXTS,
+    names: Sequence[str] | None = None,
+    quote: bool = True,
+) -> Ingested:
+    """Read a log, keep its good rows under ``work``, and count the rest.
+
+    Args:
+        name: the log's name in counts and in the quarantine.
+        files: as :func:`recmtl.etl.files.find` gives them.
+        where: the setting's name, for errors.
+        work: a folder of its own.
+        rules: what a good row is; in the names after ``rename``.
+        rename: the file's column names → new ones.
+        drop: columns of the files to leave out; they count when duplicates are told, and are not judged.
+        deduplicate: whether rows equal to an earlier one in all columns are dropped.
+        separator, encoding, missing, names, quote: how the CSV is written, as in :func:`recmtl.etl.files.scan`.
+
+    Raises:
+        UserError: unreadable files, a column that the rules need and the files lack, a name that clashes.
+    """
+    raw = raw_files.scan(
+        files,
+        where,
+        work / "text",
+        separator=separator,
+        encoding=encoding,
+        missing=missing,
+        names=names,
+        quote=quote,
+    )
+    rename = {**(rename or {}), **{column: f"{_DROPPED}{column}" for column in drop}}
+    frame = _renamed(raw.frame, rename, rules, where)
+    unjudged = [f"{_DROPPED}{column}" for column in drop]
+    typing = see_types(frame, rules, where, text=raw.text, unjudged=unjudged)
+    source = pl.lit(name).alias("source")
+    as_written = {new: old for old, new in rename.items()}
+    text = pl.struct(pl.col(c).alias(as_written.get(c, c)) for c in frame.collect_schema().names())
+    judged = frame.select(*typing.columns, typing.reason, text.struct.json_encode().alias("__text"))
+    good, bad, lines = work / "good.parquet", work / "rejected.parquet", work / "rejected-lines.parquet"
+    pl.collect_all(
+        [
+            judged.filter(pl.col(REASON).is_null())
+            .drop(REASON, "__text")
+            .with_row_index(ROW)
+            .with_columns(pl.col(ROW).cast(pl.Int64))
+            .sink_parquet(good, row_group_size=_ROW_GROUP, lazy=True),
+            judged.filter(pl.col(REASON).is_not_null())
+            .select(source, REASON, pl.col("__text").alias(ROW))
+            .sink_parquet(bad, lazy=True),
+        ],
+        engine="streaming",
+    )
+    rejected = dict(pl.scan_parquet(bad).group_by(REASON).len().sort(REASON).collect().iter_rows())
+    rejected_files = [bad] if rejected else []
+    if raw.malformed:
+        rejected[raw_files.MALFORMED] = len(raw.malformed)
+        malformed = pl.DataFrame({ROW: raw.malformed}, schema={ROW: pl.String})
+        malformed.select(source, pl.lit(raw_files.MALFORMED).alias(REASON), ROW).write_parquet(lines)
+        rejected_files.append(lines)
+    shutil.rmtree(work / "text", ignore_errors=True)
+    kept = _rows(good)
+    log = Ingested(
+        name,
+        pl.scan_parquet(good),
+        kept,
+        kept + sum(rejected.values()),
+        0,
+        rejected,
+        tuple(rejected_files),
+        typing.warnings,
+    )
+    log = _without_duplicates(log, good) if deduplicate else log
+    return replace(log, frame=log.frame.drop(unjudged))
+
+
+def _rows(path: Path) -> int:
+    return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+
+
+def _renamed(frame: pl.LazyFrame, rename: Mapping[str, str], rules: Rules, where: str) -> pl.LazyFrame:
+    columns = frame.collect_schema().names()
+    has = f"the file has {', '.join(columns)}"
+    for old, new in rename.items():
+        if old not in columns:
+            raise UserError(f"{where}: there is no column {old!r}; {has}")
+        if new != old and new in columns and new not in rename:
+            raise UserError(
+                f"{where}: column {old!r} is to be called {new!r}, but there is another column of that name; drop one"
+            )
+    renamed = frame.rename(dict(rename))
+    columns = renamed.collect_schema().names()
+    for needed in (*rules.keys, *rules.required, *rules.times, *rules.types):
+        if needed not in columns:
+            raise UserError(f"{where}: there is no column {needed!r}; say what the file calls it ({has})")
+    if ROW in columns:
+        raise UserError(f"{where}: the column name {ROW!r} is taken by recmtl; rename or leave out that column")
+    return renamed
+
+
+def _without_duplicates(log: Ingested, good: Path) -> Ingested:
+    doomed = _duplicates(log)
+    if doomed.is_empty():
+        return log
+    unique = good.with_name("unique.parquet")
+    (
+        log.frame.join(doomed.lazy(), on=ROW, how="anti", maintain_order="left")
+        .drop(ROW)
+        .with_row_index(ROW)
+        .with_columns(pl.col(ROW).cast(pl.Int64))
+        .sink_parquet(unique, row_group_size=_ROW_GROUP)
+    )
+    good.unlink()
+    return replace(log, frame=pl.scan_parquet(unique), rows=log.rows - len(doomed), duplicates=len(doomed))
+
+
+def _duplicates(log: Ingested) -> pl.DataFrame:
+    """The numbers of the rows that equal an earlier one: suspects by hash, some at a time, then compared in full."""
+    columns = log.columns
+    passes = 1 + log.rows // _HASH_ROWS
+    doomed = []
+    for number in range(passes):
+        hashes = log.frame.select(ROW, pl.struct(columns).hash().alias("hash"))
+        if passes > 1:
+            hashes = hashes.filter(pl.col("hash") % passes == number)
+        suspects = hashes.collect(engine="streaming").filter(pl.col("hash").is_duplicated()).select(ROW)
+        if suspects.is_empty():
+            continue
+        full = log.frame.join(suspects.lazy(), on=ROW, how="semi").collect(engine="streaming").sort(ROW)
+        doomed.append(full.filter(~pl.struct(columns).is_first_distinct()).select(ROW))
+    return pl.concat(doomed) if doomed else pl.DataFrame(schema={ROW: pl.Int64})
+
+
+def one_type(frames: Mapping[str, pl.LazyFrame], column: str) -> dict[str, pl.LazyFrame]:
+    """Give a key the same type in all frames that have it: whole numbers where all are, else text (7 is "7")."""
+    types = {name: frame.collect_schema().get(column) for name, frame in frames.items()}
+    if all(dtype in (None, pl.Int64) for dtype in types.values()):
+        return dict(frames)
+    return {
+        name: frame if types[name] is None else frame.with_columns(pl.col(column).cast(pl.String))
+        for name, frame in frames.items()
+    }
+
+
+def unique_key(table: Ingested, key: str, where: str) -> None:
+    """See that no key comes twice in a user or item table.
+
+    Raises:
+        UserError: one does; names it.
+    """
+    twice = (
+        table.frame.group_by(key)
+        .agg(pl.len().alias("times"))
+        .filter(pl.col("times") > 1)
+        .sort(key)
+        .collect(engine="streaming")
+    )
+    if not twice.is_empty():
+        value, times = twice.row(0)
+        raise UserError(
+            f"{where}: {key} {value!r} comes {times} times ({len(twice)} such keys); it must come once, so keep the "
+            "row that holds"
+        )
+
+
+def distinct_names(taken: Sequence[str], tables: Mapping[str, Sequence[str]], where: str) -> dict[str, dict[str, str]]:
+    """New names for the columns of joined tables that would clash: prefix (user, item) → {column: PREFIX_column}.
+
+    A column is renamed when the log or another table has one of its name.
+
+    Raises:
+        UserError: the new name is taken as well.
+    """
+    renames: dict[str, dict[str, str]] = {}
+    for prefix, columns in tables.items():
+        others = {*taken, *(c for other, names in tables.items() if other != prefix for c in names)}
+        renames[prefix] = {c: f"{prefix}_{c}" for c in columns if c in others}
+        for old, new in renames[prefix].items():
+            if new in others or new in columns:
+                raise UserError(
+                    f"{where}: column {old!r} of the {prefix} table clashes with another, and so does {new!r}; drop one"
+                )
+    return renames
+
+
+def join_table(rows: pl.LazyFrame, table: pl.LazyFrame, key: str, rename: Mapping[str, str]) -> pl.LazyFrame:
+    """The rows in their order with the table's columns; missing values where the table lacks the key."""
+    return rows.join(table.drop(ROW, strict=False).rename(dict(rename)), on=key, how="left", maintain_order="left")
