@@ -1,0 +1,608 @@
+"""The model package: all that it takes to serve a model, in a folder that checks itself.
+
+In: a trained model with its schema, tasks, statistics and config. Out: a folder, and from it a :class:`Package` that
+encodes raw rows as training did and predicts. Neither TorchRec nor FBGEMM is needed to serve, and nothing is pickled::
+
+    hashes.json             every other file's SHA-256; their hash is the package's digest
+    package.json            features, tasks, the model's config, key columns, the data's fingerprint, versions
+    model.safetensors       every learned tensor, by name
+    statistics/             vocabularies and moments fitted on train
+    config.resolved.yaml    the run that made it
+
+Names in ``hashes.json`` may not leave the folder, and every file must be listed: nothing is read before that holds.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from pydantic import ValidationError
+
+import recmtl
+from recmtl.errors import RunError, UserError
+from recmtl.etl.encode import Encoder, canonical
+from recmtl.etl.files import find, is_parquet, scan
+from recmtl.etl.validate import time_expression
+from recmtl.loading import Loader, to_batch
+from recmtl.manifest import Columns, Manifest, file_hash, inside
+from recmtl.model import Model, ModelConfig, build_model
+from recmtl.progress import Progress
+from recmtl.schema import Feature, Schema
+from recmtl.settings import Settings
+from recmtl.statistics import Statistics
+from recmtl.tasks import Task, Tasks
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Contents", "Package", "Predictions", "load_package", "save_package", "verify_package"]
+
+_HASHES, _ABOUT, _WEIGHTS, _CONFIG = "hashes.json", "package.json", "model.safetensors", "config.resolved.yaml"
+_FORMAT = 1
+_ROW = "recmtl:row"
+"""Keeps the number of rows where a frame has none of the model's columns; no feature's column may be called so."""
+_LARGEST_LISTING = 1 << 24
+"""Bytes of ``hashes.json`` beyond which it is none."""
+
+
+class _About(Settings):
+    """``package.json``."""
+
+    format: int = _FORMAT
+    features: tuple[Feature, ...]
+    tasks: tuple[Task, ...]
+    model: dict[str, Any]
+    columns: Columns
+    data: str
+    statistics: str
+    versions: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a verified package says of itself, before any weight is read."""
+
+    folder: Path
+    digest: str
+    """SHA-256 over the names and hashes of all its files: equal packages have equal digests."""
+    schema: Schema
+    tasks: Tasks
+    columns: Columns
+    """What the training data called its key columns."""
+    model: Mapping[str, Any]
+    """The model's config."""
+    data: str
+    """Fingerprint of the prepared data that it was trained on."""
+    versions: Mapping[str, str]
+    """Of recmtl and torch, when it was made."""
+
+    @property
+    def prediction_columns(self) -> tuple[str, ...]:
+        """The columns that it predicts, all Float32, in task order."""
+        return tuple(column for name in self.tasks for column in self.tasks.prediction_columns(name))
+
+
+def save_package(
+    folder: Path,
+    model: Model,
+    *,
+    schema: Schema,
+    tasks: Tasks,
+    statistics: Statistics,
+    columns: Columns,
+    config: Mapping[str, Any],
+    data: str,
+) -> Contents:
+    """Write a package; a package that is there is replaced once the new one is whole.
+
+    Args:
+        folder: the package's folder.
+        model: as trained; its tensors may lie on any device and in either kind of tables.
+        schema, tasks, statistics, columns: of the data that it was trained on.
+        config: the run's resolved config as plain data; its ``model`` is what the model is built from.
+        data: fingerprint of the prepared data.
+    """
+    from safetensors.torch import save_file
+
+    about = _About(
+        features=tuple(schema.values()),
+        tasks=tuple(tasks.values()),
+        model=dict(config["model"]),
+        columns=columns,
+        data=data,
+        statistics=statistics.fingerprint(),
+        versions={"recmtl": recmtl.__version__, "torch": torch.__version__.partition("+")[0]},
+    )
+    with _replacing(folder) as temporary:
+        # Cloned: two names may share storage, which safetensors refuses.
+        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.tensors().items()}
+        save_file(tensors, str(temporary / _WEIGHTS))
+        statistics.save(temporary / "statistics")
+        (temporary / _CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=120))
+        (temporary / _ABOUT).write_text(about.model_dump_json(indent=2) + "\n")
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        hashes = {path.relative_to(temporary).as_posix(): file_hash(path) for path in files}
+        (temporary / _HASHES).write_text(json.dumps({"format": _FORMAT, "files": hashes}, indent=2) + "\n")
+    return verify_package(folder)
+
+
+def verify_package(folder: Path) -> Contents:
+    """Check every file of a package against its hash, and that it holds no other.
+
+    Raises:
+        UserError: there is no package here.
+        RunError: a file is damaged, missing or not listed, or a name leads out of the folder; the package is of a newer
+            format, or does not say what a package says.
+    """
+    hashes = _read_hashes(folder)
+    present = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+    }
+    strange = sorted(present - hashes.keys() - {_HASHES})
+    if strange:
+        raise RunError(f"{folder}: this package holds files that it does not list: {', '.join(strange[:5])}")
+    for name, stated in hashes.items():
+        path = inside(folder, name)
+        if not path.is_file():
+            raise RunError(f"{folder}: this package lacks {name}; fetch or make it anew")
+        if file_hash(path) != stated:
+            raise RunError(f"{folder}: {name} is not what was packaged (its hash differs); fetch or make it anew")
+    for name in (_ABOUT, _WEIGHTS, _CONFIG, "statistics/statistics.json"):
+        if name not in hashes:
+            raise RunError(f"{folder}: this package lists no {name}, so it is none of recmtl's")
+    try:
+        about = _About.model_validate_json((folder / _ABOUT).read_text())
+        schema, tasks = Schema(about.features), Tasks(about.tasks)
+    except (ValidationError, UserError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{folder / _ABOUT}: recmtl {recmtl.__version__} cannot read it: {reason}") from error
+    digest = hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()
+    return Contents(folder, digest, schema, tasks, about.columns, about.model, about.data, about.versions)
+
+
+def _read_hashes(folder: Path) -> dict[str, str]:
+    path = folder / _HASHES
+    if not path.is_file():
+        what = f"{_HASHES} is missing" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"{folder}: no model package here ({what})")
+    try:
+        if path.stat().st_size > _LARGEST_LISTING:
+            raise ValueError("too large")
+        listing = json.loads(path.read_text())
+        if listing["format"] != _FORMAT:
+            raise RunError(
+                f"{folder}: format {listing['format']} of packages is not known to recmtl {recmtl.__version__}; "
+                "install the recmtl that made it, or a newer one"
+            )
+        hashes = dict(listing["files"].items())
+        if not all(isinstance(hash_, str) and re.fullmatch("[0-9a-f]{64}", hash_) for hash_ in hashes.values()):
+            raise ValueError("a hash is none")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: this is no list of hashes ({error})") from error
+    for name in hashes:
+        parts = PurePosixPath(name).parts
+        if not parts or name != "/".join(parts) or ".." in parts or "\\" in name or name.startswith("/") or ":" in name:
+            raise RunError(f"{path}: {name!r} is no name of a file in this package")
+    return hashes
+
+
+def load_package(folder: Path, *, device: torch.device | str = "cpu") -> "Package":
+    """Verify a package and build its model.
+
+    Raises:
+        UserError, RunError: as :func:`verify_package`; the weights do not fit the model.
+    """
+    contents = verify_package(folder)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    statistics = Statistics.load(folder / "statistics")
+    try:
+        config = ModelConfig.model_validate(dict(contents.model))
+        tensors = load_file(str(folder / _WEIGHTS))
+    except ValidationError as error:
+        reason = error.errors()[0]
+        where = ".".join(str(part) for part in reason["loc"])
+        raise RunError(
+            f"{folder}: recmtl {recmtl.__version__} cannot build this model (model.{where}: {reason['msg']}); "
+            f"it was made by recmtl {contents.versions.get('recmtl')}"
+        ) from error
+    except SafetensorError as error:
+        raise RunError(f"{folder / _WEIGHTS}: these are no weights ({error})") from error
+    model = build_model(config, contents.schema, contents.tasks, statistics, seed=0)
+    model.load_tensors(tensors)
+    return Package(contents, statistics, model, device=device)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What :meth:`Package.predict_files` wrote."""
+
+    folder: Path
+    rows: int
+    columns: tuple[str, ...]
+    """Of the first part: keys, kept columns, predictions."""
+
+
+class Package:
+    """A model that takes raw rows. Made by :func:`load_package`, or of a model in memory to score what it trained on.
+
+    A frame may lack columns (missing in every row) and hold others (ignored). A prediction depends on its row alone.
+    """
+
+    def __init__(
+        self, contents: Contents, statistics: Statistics, model: Model, *, device: torch.device | str = "cpu"
+    ) -> None:
+        self.contents = contents
+        self.statistics = statistics
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+
+    @property
+    def schema(self) -> Schema:
+        """The features."""
+        return self.contents.schema
+
+    @property
+    def tasks(self) -> Tasks:
+        """The tasks."""
+        return self.contents.tasks
+
+    @property
+    def prediction_columns(self) -> tuple[str, ...]:
+        """The columns that :meth:`predict` gives, in order."""
+        return self.contents.prediction_columns
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.schema, self.statistics)
+
+    def encode(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Raw rows as the model reads them: the feature columns of :mod:`recmtl.manifest`.
+
+        Raises:
+            UserError: a column cannot be what the schema says; names feature, column and type.
+        """
+        rows = frame.select(column for column in self.schema.columns if column in frame.columns)
+        rows = (
+            rows.with_columns(pl.int_range(frame.height, dtype=pl.Int64).alias(_ROW))
+            if rows.width
+            else pl.DataFrame({_ROW: pl.int_range(frame.height, dtype=pl.Int64, eager=True)})
+        )
+        try:
+            return self._encoder.rows(rows)
+        except pl.exceptions.PolarsError as error:
+            raise self._blame(rows, error) from error
+
+    def _blame(self, rows: pl.DataFrame, error: Exception) -> UserError:
+        """Which feature it was that could not be encoded."""
+        for feature in self.schema.values():
+            alone = Encoder(Schema([feature]), self.statistics)
+            try:
+                alone.rows(rows)
+            except UserError as its_own:
+                return its_own
+            except pl.exceptions.PolarsError as its_own:
+                types = ", ".join(f"{c!r} ({rows.schema[c]})" for c in feature.columns if c in rows.columns)
+                reason = str(its_own).splitlines()[0]
+                return UserError(
+                    f"features.{feature.name}: column {types} cannot be read as kind {feature.kind}: {reason}"
+                )
+        return UserError(f"these rows cannot be encoded: {str(error).splitlines()[0]}")
+
+    def predict(self, frame: pl.DataFrame, *, batch_rows: int = 8192) -> pl.DataFrame:
+        """Predictions for raw rows.
+
+        Args:
+            frame: raw columns under the names that the training data had.
+            batch_rows: rows scored at a time.
+
+        Returns:
+            :attr:`prediction_columns` in the order of the rows, Float32: probabilities, expectations, label units.
+
+        Raises:
+            UserError: as :meth:`encode`.
+        """
+        parts = [self._predict(frame.slice(start, batch_rows)) for start in range(0, frame.height, batch_rows)]
+        empty = pl.DataFrame(schema=dict.fromkeys(self.prediction_columns, pl.Float32))
+        return pl.concat([empty, *parts])
+
+    @torch.inference_mode()
+    def _predict(self, frame: pl.DataFrame) -> pl.DataFrame:
+        batch = to_batch(self.encode(frame), self.schema, None).to(self.device)
+        predictions = self.model.predictions(self.model(batch))
+        return pl.DataFrame({name: predictions[name].float().cpu().numpy() for name in self.prediction_columns})
+
+    def predict_pandas(self, frame: "pd.DataFrame") -> "pd.DataFrame":
+        """:meth:`predict` from and to pandas, under the frame's index: what MLflow calls.
+
+        Columns may be of any type that holds the values: whole numbers as floats with NaN, objects, categories, lists
+        or arrays as items.
+
+        Raises:
+            UserError: as :meth:`encode`; no frame; a column that stands twice.
+        """
+        import pandas as pd
+
+        if not isinstance(frame, pd.DataFrame):
+            raise UserError(f"expected rows as a pandas frame, not {type(frame).__name__}")
+        columns = {}
+        for name in self.schema.columns:
+            if name in frame.columns:
+                column: Any = frame[name]
+                if isinstance(column, pd.DataFrame):
+                    raise UserError(f"column {name!r} stands {column.shape[1]} times in these rows")
+                columns[name] = _from_pandas(name, column)
+        rows = pl.DataFrame({_ROW: pl.int_range(len(frame), dtype=pl.Int64, eager=True), **columns})
+        predictions = self.predict(rows)
+        return pd.DataFrame({name: predictions[name].to_numpy() for name in predictions.columns}, index=frame.index)
+
+    def loader(self, folder: Path, manifest: Manifest, split: str, *, batch_size: int = 8192) -> Loader:
+        """Validation or test of a prepared dataset as this package encodes its raw rows, beside their labels.
+
+        Raises:
+            UserError: the data have no labels for a task of the model, or mean something else by it.
+            RunError: the split keeps no raw rows (train).
+        """
+        theirs = manifest.tasks_
+        for name, task in self.tasks.items():
+            if name not in theirs:
+                raise UserError(f"{folder}: these data have no labels for task {name!r}, which the model predicts")
+            for field in ("kind", "parent", "levels", "classes", "observed"):
+                ours, other = getattr(task, field), getattr(theirs[name], field)
+                if ours != other:
+                    raise UserError(f"tasks.{name}: `{field}` is {ours!r} in the model but {other!r} in {folder}")
+        return Loader(
+            folder,
+            manifest,
+            split,
+            batch_size=batch_size,
+            shuffle_seed=None,
+            encoder=(self.schema, self.statistics),
+        )
+
+    def predict_files(
+        self,
+        inputs: str | Sequence[str],
+        output: Path,
+        *,
+        extra_keys: Sequence[str] = (),
+        overwrite: bool = False,
+        batch_rows: int = 65536,
+        rows_per_part: int = 1_000_000,
+        progress: Progress,
+    ) -> Predictions:
+        """Score Parquet or CSV files, a batch at a time, into ``output/part-00000.parquet`` and so on.
+
+        Each part holds, row for row and in the order of the inputs, the key columns that the input has (user, item,
+        time and request as the training data called them), the columns in ``extra_keys``, and the predictions. Keys of
+        a CSV are Int64 where all of a file's are whole numbers, else text as it stands.
+
+        Args:
+            inputs: paths and glob patterns.
+            output: a folder; made whole or not at all.
+            extra_keys: more columns to copy.
+            overwrite: replace predictions that are there.
+            batch_rows: rows in memory at a time.
+            rows_per_part: rows after which a new part begins.
+            progress: shows rows.
+
+        Raises:
+            UserError: no such input; a column in ``extra_keys`` that an input lacks or that is called like a prediction;
+                rows that cannot be what the schema says (with the file); an output that is not empty.
+        """
+        files = find(inputs, "--input")
+        _check_output(output, files, overwrite)
+        rows = 0
+        with _replacing(output) as temporary, tempfile.TemporaryDirectory() as work:
+            parts = _Parts(temporary, rows_per_part)
+            total = _rows_of(files)
+            with progress.bar("predicting", total, "rows") as bar:
+                for number, (name, path) in enumerate(files.items()):
+                    for frame in self._raw_batches(name, path, Path(work) / str(number), extra_keys, batch_rows):
+                        try:
+                            predictions = self.predict(frame)
+                        except UserError as error:
+                            raise UserError(f"{name}: {error}") from error
+                        copied = frame.select(self._copied(name, frame.columns, extra_keys))
+                        parts.write(pl.concat([copied, predictions], how="horizontal"))
+                        rows += frame.height
+                        bar.advance(frame.height)
+            columns = parts.close()
+        return Predictions(output, rows, columns)
+
+    def _copied(self, name: str, columns: Sequence[str], extra_keys: Sequence[str]) -> list[str]:
+        keys = self.contents.columns
+        copied = [key for key in (keys.request, keys.user, keys.item, keys.time) if key is not None and key in columns]
+        lacking = [column for column in extra_keys if column not in columns]
+        if lacking:
+            raise UserError(f"{name}: there is no column {', '.join(lacking)} to keep; it has {', '.join(columns)}")
+        copied = list(dict.fromkeys([*copied, *extra_keys]))
+        clash = [column for column in copied if column in self.prediction_columns]
+        if clash:
+            raise UserError(f"{name}: column {', '.join(clash)} is called like a prediction; rename it in the input")
+        return copied
+
+    def _raw_batches(
+        self, name: str, path: Path, work: Path, extra_keys: Sequence[str], batch_rows: int
+    ) -> Iterator[pl.DataFrame]:
+        """One file's rows: the columns that the model reads, keys and kept ones; at least one frame, perhaps empty."""
+        raw = scan({name: path}, "--input", work)
+        if raw.malformed:
+            raise UserError(
+                f"{name}: {len(raw.malformed)} lines do not have the header's fields, the first is {raw.malformed[0]!r}"
+            )
+        present = raw.frame.collect_schema().names()
+        copied = self._copied(name, present, extra_keys)
+        wanted = list(dict.fromkeys([*(c for c in self.schema.columns if c in present), *copied]))
+        source = next(work.glob("*.parquet")) if raw.text else path
+        typed = _typed_text(raw.frame, wanted, copied, self.statistics.columns) if raw.text else None
+        if not set(self.schema.columns) & set(present):
+            raise UserError(
+                f"{name}: it has none of the columns that the model reads ({', '.join(self.schema.columns[:5])}…), but "
+                f"{', '.join(present[:5])}…"
+            )
+        empty = True
+        with pq.ParquetFile(source) as file:
+            for batch in file.iter_batches(batch_size=batch_rows, columns=wanted):
+                frame = _from_arrow(batch)
+                yield frame if typed is None else frame.select(typed)
+                empty = False
+        if empty:
+            yield raw.frame.select(wanted if typed is None else typed).clear().collect()
+
+
+class _Parts:
+    """Writes frames one after the other into Parquet parts; a new one when rows or columns change."""
+
+    def __init__(self, folder: Path, rows_per_part: int) -> None:
+        self._folder, self._limit = folder, rows_per_part
+        self._writer: pq.ParquetWriter | None = None
+        self._schema: pa.Schema | None = None
+        self._number = self._rows = 0
+        self._columns: tuple[str, ...] = ()
+
+    def write(self, frame: pl.DataFrame) -> None:
+        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+        self._columns = self._columns or tuple(frame.columns)
+        if self._writer is None or table.schema != self._schema or (frame.height and self._rows >= self._limit):
+            self._end()
+            self._schema = table.schema
+            self._writer = pq.ParquetWriter(self._folder / f"part-{self._number:05}.parquet", table.schema)
+            self._number += 1
+        self._writer.write_table(table)
+        self._rows += frame.height
+
+    def close(self) -> tuple[str, ...]:
+        self._end()
+        return self._columns
+
+    def _end(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._rows = None, 0
+
+
+def _from_arrow(batch: pa.RecordBatch) -> pl.DataFrame:
+    frame = pl.from_arrow(batch)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _typed_text(
+    frame: pl.LazyFrame, wanted: Sequence[str], copied: Sequence[str], dtypes: Mapping[str, str]
+) -> list[pl.Expr]:
+    """Expressions that make of a CSV's text what the training data had: same values, so same ids and numbers.
+
+    A value that is no number in a column that was numeric stays text: an unseen id, a missing number.
+    """
+    whole = [pl.col(name).str.contains(r"^-?(0|[1-9]\d{0,17})$").all().alias(name) for name in copied]
+    numeric = frame.select(whole).collect(engine="streaming").row(0, named=True) if whole else {}
+    typed = []
+    for name in wanted:
+        text = pl.col(name)
+        if name in copied:
+            typed.append(text.cast(pl.Int64) if numeric[name] else text)
+            continue
+        dtype = dtypes.get(name, "String")
+        if dtype.startswith(("Int", "UInt", "Float", "Decimal")):
+            value = text.str.strip_chars()
+            as_float = canonical(value.cast(pl.Float64, strict=False), pl.Float64())
+            typed.append(pl.coalesce(value.cast(pl.Int64, strict=False).cast(pl.String), as_float, text).alias(name))
+        elif dtype == "Boolean":
+            lower = text.str.strip_chars().str.to_lowercase()
+            typed.append(pl.when(lower.is_in(["true", "false"])).then(lower).otherwise(text).alias(name))
+        elif dtype == "Date" or dtype.startswith("Datetime"):
+            typed.append(time_expression(text, pl.String(), "iso", "UTC", f"column {name}").alias(name))
+        else:
+            typed.append(text)
+    return typed
+
+
+def _from_pandas(name: str, column: "pd.Series[Any]") -> pl.Series:
+    """A pandas column as Polars has it; one of mixed single values as objects, which encode as text does."""
+    try:
+        return pl.Series(name, pl.from_pandas(column))
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowTypeError,
+        pa.ArrowNotImplementedError,
+        TypeError,
+        ValueError,
+        pl.exceptions.PolarsError,
+    ):
+        values = [None if _missing(value) else value for value in column.tolist()]
+    listed = [
+        value for value in values if value is not None and hasattr(value, "__len__") and not isinstance(value, str)
+    ]
+    if not listed:
+        return pl.Series(name, values, dtype=pl.Object)
+    try:
+        return pl.Series(name, [None if value is None else list(value) for value in values], strict=False)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"column {name!r} mixes lists with other values; make it one kind") from error
+
+
+def _missing(value: Any) -> bool:
+    import pandas as pd
+
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def _rows_of(files: Mapping[str, Path]) -> int | None:
+    """Rows in all, or None where a file does not say (CSV)."""
+    if not all(is_parquet(path) for path in files.values()):
+        return None
+    return sum(int(pq.read_metadata(path).num_rows) for path in files.values())
+
+
+def _check_output(output: Path, files: Mapping[str, Path], overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: this is a file; name a folder")
+    there = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    if there and not overwrite:
+        raise UserError(f"--output {output}: this folder is not empty; name another, or --overwrite to replace it")
+    # An input among what --overwrite removes would be lost before it is read.
+    foreign = [name for name in there if not re.fullmatch(r"part-\d{5,}\.parquet", name)]
+    if foreign:
+        raise UserError(
+            f"--output {output}: --overwrite replaces predictions alone, but {foreign[0]} lies there; "
+            "name another folder"
+        )
+    for name, path in files.items():
+        if path.resolve().is_relative_to(output.resolve()):
+            raise UserError(f"--output {output}: the input {name} lies in it; name another folder")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that takes its place at the end, or is removed on an error."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+            folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

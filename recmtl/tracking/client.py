@@ -1,0 +1,125 @@
+"""MLflow, quietly: its client for a store, without its chatter, its telemetry, or minutes spent on a dead server.
+
+In: a store's address. Out: an ``MlflowClient`` and few words about what goes wrong with it. MLflow is imported here,
+when first used.
+"""
+
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from recmtl.errors import UserError
+from recmtl.tracking.base import redact
+
+__all__ = ["connect", "experiment_id", "explain", "patiently", "quietly"]
+
+# What the user has set stands. A dead server then costs a few seconds a try instead of MLflow's several minutes.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "300", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
+_set_here: dict[str, str] = {}
+_patience_lock = threading.RLock()
+
+
+def connect(uri: str) -> Any:
+    """An ``MlflowClient`` of the store, for runs and the registry alike; the folder of a SQLite file is made.
+
+    Args:
+        uri: from :func:`recmtl.tracking.base.store_uri`.
+    """
+    for name, value in _ENVIRONMENT.items():
+        if name not in os.environ:
+            os.environ[name] = _set_here[name] = value
+    if uri.startswith("sqlite:"):
+        _database(uri).parent.mkdir(parents=True, exist_ok=True)
+    with quietly():
+        from mlflow import MlflowClient
+
+        if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+            for logger in ("mlflow", "alembic"):
+                logging.getLogger(logger).setLevel(logging.WARNING)
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the warnings that MLflow's dependencies raise about each other (SQLAlchemy's about ``noload``, say).
+
+    Python's warning filters belong to the whole process, so a background thread leaves them alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def patiently() -> Iterator[None]:
+    """With time enough for large files, unless the user has set MLflow's limits."""
+    with _patience_lock:
+        ours = {name: value for name, value in _PATIENCE.items() if os.environ.get(name) == _set_here.get(name, "")}
+        os.environ.update(ours)
+        try:
+            yield
+        finally:
+            os.environ.update({name: _set_here[name] for name in ours})
+
+
+def explain(error: BaseException) -> str:
+    """One line about an error of MLflow's, without secrets."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = redact(lines[0])
+    if "Max retries exceeded" in text or "Connection refused" in text:
+        reasons = ("Connection refused", "Name or service not known", "timed out", "too many 5", "too many 4")
+        text = next((reason for reason in reasons if reason in text), "no connection").replace("too many 5", "error 5")
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def experiment_id(client: Any, uri: str, name: str) -> str:
+    """The id of the experiment, made where it does not exist.
+
+    A SQLite store's experiment keeps its artifacts beside the database; left to itself, MLflow puts them into whatever
+    folder the process was started in.
+
+    Raises:
+        UserError: the experiment was deleted on the store.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = None
+        if uri.startswith("sqlite:"):
+            database = _database(uri)
+            folder = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+            location = (database.parent / "mlartifacts" / (folder.lstrip(".") or "_")).as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except Exception:
+            # Made by another process in between; anything else fails here again, with its own error.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"tracking.experiment: {name!r} was deleted on {redact(uri)}; restore it there "
+            f"(mlflow experiments restore --experiment-id {found.experiment_id}), or give another name"
+        )
+    return str(found.experiment_id)
+
+
+def _database(uri: str) -> Path:
+    """The file of a SQLite store."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0])

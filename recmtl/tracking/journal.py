@@ -1,0 +1,173 @@
+"""The run's own copy of all it tracked: what a server that is away, or a kill, cannot lose.
+
+In: records (plain data). Out: ``journal.jsonl``, one JSON object a line, appended before anything is sent, and
+``sent.json``: per store, its run id and how many bytes of the journal it acknowledged. What lies behind that mark is
+sent again; the sender asks the store what it already has, so no point is doubled.
+"""
+
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from recmtl.errors import RunError
+
+__all__ = ["Journal", "Sent"]
+
+
+class Journal:
+    """Records in the order in which they were told; safe to append to from several threads of one process.
+
+    The first line is the run's own record: an id that outlives MLflow's, and when it began (milliseconds since 1970).
+    A half-written last line, from a kill or a full disk, is cut off.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.path = folder / "journal.jsonl"
+        self.last_step: dict[str, int] = {}
+        """Metric to the step of its last point."""
+        self.params: dict[str, str] = {}
+        self.tags: dict[str, str] = {}
+        self.artifacts: dict[str, str] = {}
+        """Artifact to the hash of the file when it was last told."""
+        self.datasets: dict[str, str] = {}
+        self.status = "RUNNING"
+        self._lock = threading.Lock()
+        self._repair()
+        self._file = self.path.open("ab")
+        self.run: dict[str, Any] = {}
+        for _, record in self.records():
+            self.run = self.run or record
+            self._remember(record)
+        if not self.run:
+            self.run = {"kind": "run", "id": uuid.uuid4().hex, "time": now()}
+            self.append(self.run)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a record; it survives this process from here on (and the machine after :meth:`sync`)."""
+        with self._lock:
+            # In one write to the operating system, so that a kill leaves whole lines.
+            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+            self._remember(record)
+
+    def sync(self) -> None:
+        """Wait until everything is on the disk."""
+        with self._lock:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def records(self, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The records from byte ``start`` on, each with the byte behind it.
+
+        Raises:
+            RunError: a line is damaged.
+        """
+        with self.path.open("rb") as file:
+            file.seek(start)
+            for number, line in enumerate(file):
+                if not line.endswith(b"\n"):  # being appended at this moment
+                    return
+                start += len(line)
+                try:
+                    record = json.loads(line)
+                    assert isinstance(record, dict)
+                    assert "kind" in record
+                except (ValueError, AssertionError) as error:
+                    raise RunError(
+                        f"{self.path}: damaged at record {number}; remove the folder to track anew"
+                    ) from error
+                yield start, record
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self.path.stat().st_size
+
+    def close(self) -> None:
+        """Close the file; the journal takes no more records."""
+        self.sync()
+        self._file.close()
+
+    def _repair(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open("rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            position, tail = end, b""
+            while position and b"\n" not in tail:
+                position = max(position - 65536, 0)
+                file.seek(position)
+                tail = file.read(end - position)
+            file.truncate(position + tail.rfind(b"\n") + 1)
+
+    def _remember(self, record: Mapping[str, Any]) -> None:
+        match record["kind"]:
+            case "metrics":
+                for name in record["values"]:
+                    self.last_step[name] = record["step"]
+            case "params":
+                self.params |= record["values"]
+            case "tags":
+                self.tags |= record["values"]
+            case "artifact":
+                self.artifacts[record["name"]] = record["sha256"]
+            case "dataset":
+                self.datasets[record["name"]] = record["digest"]
+            case "status":
+                self.status = record["status"]
+
+
+class Sent:
+    """``sent.json``: how far each store follows the journal, by its address without secrets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "sent.json"
+        try:
+            state = json.loads(self.path.read_text())
+            assert isinstance(state["stores"], dict)
+            self._state: dict[str, Any] = state
+        except FileNotFoundError:
+            self._state = {"latest": None, "stores": {}}
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise RunError(f"{self.path}: damaged; remove this file to send the whole journal again") from error
+
+    @property
+    def latest(self) -> dict[str, Any] | None:
+        """Where the run was last tracked: uri (without secrets), experiment, name; None before the first time."""
+        latest: dict[str, Any] | None = self._state["latest"]
+        return latest
+
+    def aim(self, *, uri: str, experiment: str, name: str, secrets: bool) -> None:
+        """Note where the run is tracked; ``secrets``: the address that was given holds more than ``uri`` says."""
+        latest = {"uri": uri, "experiment": experiment, "name": name, "secrets": secrets}
+        if latest != self.latest:
+            self._state["latest"] = latest
+            self._save()
+
+    def get(self, uri: str, experiment: str) -> dict[str, Any]:
+        """run_id (None before the run was made there), acknowledged bytes, registered versions."""
+        fresh: dict[str, Any] = {"run_id": None, "acknowledged": 0, "registered": {}}
+        fresh.update(self._state["stores"].get(f"{uri} {experiment}", {}))
+        return fresh
+
+    def put(self, uri: str, experiment: str, **values: Any) -> None:
+        """Change some of what :meth:`get` returns."""
+        self._state["stores"][f"{uri} {experiment}"] = self.get(uri, experiment) | values
+        self._save()
+
+    def _save(self) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self._state, indent=2) + "\n")
+        temporary.replace(self.path)
+
+
+def now() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return int(time.time() * 1000)

@@ -1,0 +1,49 @@
+"""What MLflow runs to serve a registered model: this file travels with it, and is never imported by recmtl.
+
+In: raw rows as MLflow hands them over (a pandas frame). Out: a pandas frame, one column per prediction. recmtl's own
+source lies beside this file in the model and is checked against its hashes before it is imported.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+
+class Ranker(PythonModel):  # type: ignore[misc]
+    """The package behind MLflow's interface."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Check the source that came along, then load the package, which checks itself."""
+        source = Path(context.artifacts["source"])
+        check_source(source, source.parent.parent / "code")
+        from recmtl.package import load_package
+
+        self._package = load_package(Path(context.artifacts["package"]))
+
+    def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        """Predictions for raw rows, in their order and under their index."""
+        return self._package.predict_pandas(model_input)
+
+
+def check_source(hashes: Path, code: Path) -> None:
+    """Compare the source under ``code`` with ``hashes`` (``recmtl/…`` to SHA-256).
+
+    Raises:
+        RuntimeError: a file is missing, more than stated, or not what was registered.
+    """
+    stated = json.loads(hashes.read_text())
+    there = {
+        path.relative_to(code).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in code.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    if there != stated:
+        names = sorted(name for name in {*there, *stated} if there.get(name) != stated.get(name))
+        raise RuntimeError(f"{code}: recmtl's source is not what was registered: {', '.join(names[:5])}")
+
+
+set_model(Ranker())
