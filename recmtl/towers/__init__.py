@@ -4,8 +4,10 @@ To add one: write its file (a config class with a ``kind`` and a module that fit
 and name it in :data:`TOWERS`; ``tests/contracts/test_towers.py`` walks the table.
 """
 
+from recmtl.towers.adversarial import AdversarialConfig, build_adversarial
 from recmtl.towers.base import Tower, TowerKind, TowerOutput
 from recmtl.towers.mmoe import MMoEConfig, build_mmoe
+from recmtl.towers.ple import PLEConfig, build_ple
 from recmtl.towers.shared_bottom import SharedBottomConfig, build_shared_bottom
 
 __all__ = ["TOWERS", "Tower", "TowerKind", "TowerOutput"]
@@ -13,4 +15,6 @@ __all__ = ["TOWERS", "Tower", "TowerKind", "TowerOutput"]
 TOWERS: dict[str, TowerKind] = {
     "shared_bottom": TowerKind(SharedBottomConfig, build_shared_bottom),
     "mmoe": TowerKind(MMoEConfig, build_mmoe),
+    "ple": TowerKind(PLEConfig, build_ple),
+    "adversarial": TowerKind(AdversarialConfig, build_adversarial),
 }

@@ -8,17 +8,19 @@ Dimensions: B batch, D width of an input, H width of an output, E experts, G gat
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recmtl.modules import linear, uniform
 
-__all__ = ["MLP", "BatchNorm", "ExpertBank", "Gate", "LayerNorm", "NormKind", "make_norm", "reverse_gradient"]
+__all__ = ["MLP", "BatchNorm", "ExpertBank", "Gate", "LayerNorm", "NormKind", "Width", "make_norm", "reverse_gradient"]
 
 NormKind = Literal["none", "layer", "batch"]
+Width = Annotated[int, Field(ge=1)]
 
 
 class MLP(nn.Module):

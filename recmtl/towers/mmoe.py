@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from recmtl.modules import ByName
 from recmtl.settings import Settings
 from recmtl.towers.base import TowerOutput
-from recmtl.towers.blocks import MLP, ExpertBank, Gate, NormKind
+from recmtl.towers.blocks import MLP, ExpertBank, Gate, NormKind, Width
 
 __all__ = ["MMoE", "MMoEConfig", "build_mmoe"]
 
@@ -28,9 +28,9 @@ class MMoEConfig(Settings):
     """Which tower this is."""
     num_experts: int = Field(default=8, ge=1)
     """How many experts."""
-    expert_widths: tuple[int, ...] = Field(default=(256, 128), min_length=1)
+    expert_widths: tuple[Width, ...] = Field(default=(256, 128), min_length=1)
     """Widths of an expert's layers."""
-    head_widths: tuple[int, ...] = (64,)
+    head_widths: tuple[Width, ...] = (64,)
     """Widths of each task's own layers; [] for none."""
     norm: NormKind = "none"
     """Normalisation before every ReLU: none, layer or batch."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recmtl.modules import ByName
 from recmtl.settings import Settings
 from recmtl.towers.base import TowerOutput
-from recmtl.towers.blocks import MLP, NormKind
+from recmtl.towers.blocks import MLP, NormKind, Width
 
 __all__ = ["SharedBottom", "SharedBottomConfig", "build_shared_bottom"]
 
@@ -23,9 +23,9 @@ class SharedBottomConfig(Settings):
 
     kind: Literal["shared_bottom"] = "shared_bottom"
     """Which tower this is."""
-    widths: tuple[int, ...] = Field(default=(256, 128), min_length=1)
+    widths: tuple[Width, ...] = Field(default=(256, 128), min_length=1)
     """Widths of the shared layers."""
-    head_widths: tuple[int, ...] = (64,)
+    head_widths: tuple[Width, ...] = (64,)
     """Widths of each task's own layers; [] for none."""
     norm: NormKind = "none"
     """Normalisation before every ReLU: none, layer or batch."""
