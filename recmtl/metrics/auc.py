@@ -22,8 +22,8 @@ def _prepare(examples: Examples) -> Weighted:
         negatives = np.cumsum(sorted_weight * negative)[ends]
         if positives[-1] == 0 or negatives[-1] == 0:
             return None
-        below = negatives - np.diff(negatives, prepend=0) / 2
-        return float(np.diff(positives, prepend=0) @ below / (positives[-1] * negatives[-1]))
+        twice_won = (positives[1:] - positives[:-1]) @ (negatives[1:] + negatives[:-1]) + positives[0] * negatives[0]
+        return float(twice_won / (2 * positives[-1] * negatives[-1]))
 
     return auc
 

@@ -26,7 +26,7 @@ class Examples:
     """N rows on which a task is observed; converted to float64 when made."""
 
     prediction: FloatArray
-    """Finite. (N,): binary a probability, regression and ordinal in label units; (N, C) for multiclass: probabilities."""
+    """(N,): binary a probability, regression and ordinal in label units; multiclass (N, C) probabilities. Finite."""
     label: FloatArray
     """(N,): binary 0 or 1, regression and ordinal in label units, multiclass the index of the class."""
     group: NDArray[np.int64] | None = None

@@ -50,8 +50,8 @@ class _Sums(NamedTuple):
         bin_of_run = np.minimum((middle * (self.bins / cumulative[-1])).astype(np.intp), self.bins - 1)
 
         def total(values: FloatArray) -> FloatArray:
-            summed: FloatArray = np.bincount(bin_of_run, np.add.reduceat(values, starts), minlength=self.bins)
-            return summed
+            sums = np.bincount(bin_of_run, np.add.reduceat(values, starts), minlength=self.bins)
+            return np.asarray(sums, np.float64)
 
         return total(sorted_weight), total(sorted_weight * self.prediction), total(sorted_weight * self.label)
 

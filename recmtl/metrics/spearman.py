@@ -13,23 +13,18 @@ from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted, run_ends
 __all__ = ["SPEARMAN"]
 
 
-def _prepare_ranks(values: FloatArray) -> "_Ranks":
-    order = np.argsort(values, kind="stable")
-    ends = run_ends(values[order])
-    run = np.empty(values.size, np.intp)
-    run[order] = np.repeat(np.arange(ends.size), np.diff(ends, prepend=-1))
-    return _Ranks(run, ends.size)
-
-
 class _Ranks:
-    """Mean ranks as a function of the weights; ``run``: (N,) which of the ``runs`` distinct values a row has."""
+    """The mean ranks of some values (N,), as a function of the row weights."""
 
-    def __init__(self, run: "np.ndarray[tuple[int], np.dtype[np.intp]]", runs: int) -> None:
-        self.run, self.runs = run, runs
+    def __init__(self, values: FloatArray) -> None:
+        order = np.argsort(values, kind="stable")
+        ends = run_ends(values[order])
+        self.run = np.empty(values.size, np.intp)  # which of the distinct values a row has
+        self.run[order] = np.repeat(np.arange(ends.size), np.diff(ends, prepend=-1))
 
     def centred(self, weight: FloatArray) -> FloatArray | None:
-        """(N,) ranks less their weighted mean (which is half of the weight); None where all are equal."""
-        mass = np.bincount(self.run, weight, minlength=self.runs)
+        """(N,) ranks less their weighted mean (half of the weight); None where all are equal."""
+        mass = np.bincount(self.run, weight)
         if np.count_nonzero(mass) < 2:
             return None
         cumulative = np.cumsum(mass)
@@ -38,7 +33,7 @@ class _Ranks:
 
 
 def _prepare(examples: Examples) -> Weighted:
-    predicted, observed = _prepare_ranks(examples.prediction), _prepare_ranks(examples.label)
+    predicted, observed = _Ranks(examples.prediction), _Ranks(examples.label)
 
     def spearman(weight: FloatArray) -> float | None:
         x, y = predicted.centred(weight), observed.centred(weight)

@@ -15,31 +15,33 @@ __all__ = ["USER_AUC", "users_with_both"]
 def _prepare(examples: Examples) -> Weighted:
     if examples.group is None:
         return lambda weight: None
-    order = np.lexsort((examples.prediction, examples.group))
-    group, prediction = examples.group[order], examples.prediction[order]
+    user, both = _users(examples.group, examples.label)
+    rows = np.flatnonzero(both[user])
+    if not rows.size:
+        return lambda weight: None
+    order = rows[np.lexsort((examples.prediction[rows], user[rows]))]
+    user_ends = run_ends(user[order])
+    user_starts = np.append(0, user_ends[:-1] + 1)
+    ends = np.union1d(run_ends(examples.prediction[order]), user_ends)  # of runs of equal predictions of one user
+    starts = np.append(0, ends[:-1] + 1)
+    first_run = np.searchsorted(ends, user_starts)
+    runs = np.diff(np.append(first_run, ends.size))
     positive = examples.label[order]
     negative = 1 - positive
-    user_ends = run_ends(group)
-    user_starts = np.append(0, user_ends[:-1] + 1)
-    ends = np.union1d(run_ends(prediction), user_ends)  # of runs of equal predictions of one user
-    user_of_run = np.searchsorted(user_ends, ends)
 
     def user_auc(weight: FloatArray) -> float | None:
         sorted_weight = weight[order]
-        positive_weight, negative_weight = sorted_weight * positive, sorted_weight * negative
-        positives = np.add.reduceat(positive_weight, user_starts)
-        negatives = np.add.reduceat(negative_weight, user_starts)
-        both = (positives > 0) & (negatives > 0)
-        if not both.any():
+        in_run = np.add.reduceat(sorted_weight * positive, starts)
+        against = np.add.reduceat(sorted_weight * negative, starts)
+        positives, negatives = np.add.reduceat(in_run, first_run), np.add.reduceat(against, first_run)
+        counted = (positives > 0) & (negatives > 0)
+        if not counted.any():
             return None
-        cumulative = np.cumsum(negative_weight)
-        before_user = cumulative[user_starts] - negative_weight[user_starts]
-        at_run = cumulative[ends]
-        below = at_run - np.diff(at_run, prepend=0) / 2 - before_user[user_of_run]
-        in_run = np.diff(np.cumsum(positive_weight)[ends], prepend=0)
-        won = np.bincount(user_of_run, in_run * below, minlength=user_ends.size)[both]
-        rows = (positives + negatives)[both]
-        return float(rows @ (won / (positives * negatives)[both]) / rows.sum())
+        below = np.cumsum(against)
+        before_user = np.repeat(below[first_run] - against[first_run], runs)
+        won = np.add.reduceat(in_run * (below - against / 2 - before_user), first_run)[counted]
+        size = (positives + negatives)[counted]
+        return float(size @ (won / (positives * negatives)[counted]) / size.sum())
 
     return user_auc
 
@@ -48,10 +50,15 @@ def users_with_both(examples: Examples) -> int | None:
     """How many users have both classes: those that the metric rests on; None where users are unknown."""
     if examples.group is None:
         return None
-    _, user = np.unique(examples.group, return_inverse=True)
-    kept: NDArray[np.bool_] = np.ones(len(examples), bool) if examples.weight is None else examples.weight > 0
-    positives = np.bincount(user[kept], examples.label[kept])
-    return int(((positives > 0) & (positives < np.bincount(user[kept]))).sum())
+    kept = slice(None) if examples.weight is None else examples.weight > 0
+    return int(_users(examples.group[kept], examples.label[kept])[1].sum())
+
+
+def _users(group: NDArray[np.int64], label: FloatArray) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """(N,) each row's user, from 0, and (users,) whether a user has both classes."""
+    _, user = np.unique(group, return_inverse=True)
+    positives = np.bincount(user, label)
+    return user, (positives > 0) & (positives < np.bincount(user))
 
 
 USER_AUC = Metric(

@@ -1,0 +1,81 @@
+"""Intervals by the bootstrap over users: how much a figure depends on which users happened to be in the split.
+
+A replicate draws as many users as there are, with replacement, and takes all of their rows (Efron and Tibshirani 1993,
+An Introduction to the Bootstrap, chapters 8 and 13; drawing rows would take a user's rows for independent, which they
+are not). A metric sees a replicate as row weights. All systems and metrics see the same draws, so that differences are
+paired. The interval is the percentile one. It says nothing about another training seed or another week of data.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recmtl.metrics import METRICS, Examples
+from recmtl.metrics.base import FloatArray
+
+__all__ = ["Resampled", "Sample", "bootstrap", "clusters_of", "interval", "paired"]
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Sample(Generic[Key]):
+    """The predictions of one system for one target, and what to measure of them."""
+
+    key: Key
+    rows: Examples
+    cluster: NDArray[np.intp]
+    """(N,): which of the clusters a row belongs to, from 0."""
+    metrics: Sequence[str]
+
+
+Resampled = dict[tuple[Key, str], FloatArray]
+"""(sample's key, metric) to (replicates,); NaN where a replicate leaves the metric undefined."""
+
+
+def clusters_of(group: NDArray[np.int64] | None, rows: int) -> tuple[NDArray[np.intp], int]:
+    """(rows,) cluster of each row, from 0, and how many there are; without users every row is its own."""
+    if group is None:
+        return np.arange(rows), rows
+    users, cluster = np.unique(group, return_inverse=True)
+    return cluster, users.size
+
+
+def bootstrap(samples: Sequence[Sample[Key]], clusters: int, *, replicates: int, seed: int) -> Resampled[Key]:
+    """Every metric of every sample on the same draws of clusters; NaN throughout where there are fewer than two."""
+    random = np.random.default_rng(seed)
+    prepared = [
+        (sample, [(name, METRICS[name].by_weight(sample.rows)) for name in sample.metrics]) for sample in samples
+    ]
+    found: Resampled[Key] = {
+        (sample.key, name): np.full(replicates, np.nan) for sample in samples for name in sample.metrics
+    }
+    if clusters < 2:
+        return found
+    for replicate in range(replicates):
+        drawn = np.bincount(random.integers(0, clusters, clusters), minlength=clusters).astype(np.float64)
+        for sample, metrics in prepared:
+            weight = drawn[sample.cluster]
+            for name, value_at in metrics:
+                value = value_at(weight)
+                if value is not None:
+                    found[sample.key, name][replicate] = value
+    return found
+
+
+def interval(replicates: FloatArray, confidence: float) -> tuple[float, float] | None:
+    """The percentile interval; None where the figure is undefined on more than one replicate in twenty."""
+    defined = replicates[np.isfinite(replicates)]
+    if defined.size < 2 or defined.size < 0.95 * replicates.size:
+        return None
+    low, high = np.quantile(defined, ((1 - confidence) / 2, (1 + confidence) / 2))
+    return float(low), float(high)
+
+
+def paired(replicates: Mapping[tuple[Key, str], FloatArray], one: Key, other: Key, metric: str) -> FloatArray:
+    """(replicates,): one system's metric less another's, draw by draw."""
+    difference: FloatArray = replicates[one, metric] - replicates[other, metric]
+    return difference
