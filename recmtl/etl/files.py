@@ -18,10 +18,13 @@ import pyarrow.parquet
 
 from recmtl.errors import UserError
 
-__all__ = ["MALFORMED", "MISSING_TEXTS", "Raw", "find", "header", "is_parquet", "scan"]
+__all__ = ["MALFORMED", "MISSING_TEXTS", "TAG", "Raw", "find", "header", "is_parquet", "scan"]
 
 MALFORMED = "wrong number of fields"
 """Reason of a CSV line that has more or fewer fields than its header."""
+
+TAG = "file:tag"
+"""The column that :func:`scan` fills with a file's tag."""
 
 MISSING_TEXTS = ("", "null", "NULL", "nan", "NaN", "None", "\\N")
 """Texts that stand for a missing value in CSV, unless the source says otherwise."""
@@ -96,6 +99,7 @@ def scan(
     missing: Sequence[str] = MISSING_TEXTS,
     names: Sequence[str] | None = None,
     quote: bool = True,
+    tags: Mapping[str, str] | None = None,
 ) -> Raw:
     """The raw rows of a log.
 
@@ -106,6 +110,7 @@ def scan(
         separator, encoding, quote: how the CSV is written; ``quote``: whether double quotes enclose fields.
         missing: texts that stand for a missing value in CSV.
         names: the columns' names, for CSV files without a header line.
+        tags: file → a text that stands in every one of its rows, in the column :data:`TAG`.
 
     Raises:
         UserError: an empty or damaged file, files of different kinds or columns.
@@ -131,7 +136,12 @@ def scan(
                 f"{where}: {next(iter(files))} and {name} do not share the column(s) {', '.join(different)}"
             )
     try:
-        frame = pl.concat([frame.select(columns) for frame in frames], how="vertical_relaxed", rechunk=False)
+        ordered = [frame.select(columns) for frame in frames]
+        if tags is not None:
+            ordered = [
+                frame.with_columns(pl.lit(tags[name]).alias(TAG)) for frame, name in zip(ordered, files, strict=True)
+            ]
+        frame = pl.concat(ordered, how="vertical_relaxed", rechunk=False)
         frame.collect_schema()
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{where}: a column's type differs between the files: {_first_line(error)}") from error

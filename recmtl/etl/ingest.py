@@ -62,6 +62,7 @@ def ingest(
     missing: Sequence[str] = raw_files.MISSING_TEXTS,
     names: Sequence[str] | None = None,
     quote: bool = True,
+    tags: Mapping[str, str] | None = None,
 ) -> Ingested:
     """Read a log, keep its good rows under ``work``, and count the rest.
 
@@ -74,7 +75,7 @@ def ingest(
         rename: the file's column names → new ones.
         drop: columns of the files to leave out; they count when duplicates are told, and are not judged.
         deduplicate: whether rows equal to an earlier one in all columns are dropped.
-        separator, encoding, missing, names, quote: how the CSV is written, as in :func:`recmtl.etl.files.scan`.
+        separator, encoding, missing, names, quote, tags: as in :func:`recmtl.etl.files.scan`; tags stay text.
 
     Raises:
         UserError: unreadable files, a column that the rules need and the files lack, a name that clashes.
@@ -88,10 +89,12 @@ def ingest(
         missing=missing,
         names=names,
         quote=quote,
+        tags=tags,
     )
     rename = {**(rename or {}), **{column: f"{_DROPPED}{column}" for column in drop}}
     frame = _renamed(raw.frame, rename, rules, where)
-    unjudged = [f"{_DROPPED}{column}" for column in drop]
+    dropped = [f"{_DROPPED}{column}" for column in drop]
+    unjudged = [*dropped, raw_files.TAG] if tags is not None else dropped
     typing = see_types(frame, rules, where, text=raw.text, unjudged=unjudged)
     source = pl.lit(name).alias("source")
     as_written = {new: old for old, new in rename.items()}
@@ -131,7 +134,7 @@ def ingest(
         typing.warnings,
     )
     log = _without_duplicates(log, good) if deduplicate else log
-    return replace(log, frame=log.frame.drop(unjudged))
+    return replace(log, frame=log.frame.drop(dropped))
 
 
 def _rows(path: Path) -> int:

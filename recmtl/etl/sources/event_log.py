@@ -199,7 +199,7 @@ def read(config: EventLogConfig, work: Path, progress: Progress, *, bucket_bytes
     ids = {column for by in joins.values() for column in by if column in ("impression_id", "request_id")}
     impressions = reader.impressions(ids)
     events = {name: reader.event(name, joins[name]) for name in config.events}
-    tables = {name: reader.table(name) for name in ("users", "items") if name in files}
+    tables: dict[str, Ingested] = {name: reader.table(name) for name in ("users", "items") if name in files}
     logs: dict[str, Ingested] = {"impressions": impressions, **events, **tables}
 
     frames: dict[str, pl.LazyFrame] = {name: log.frame for name, log in logs.items()}
