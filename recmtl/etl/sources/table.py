@@ -50,7 +50,7 @@ class TableConfig(Settings):
     paths: GivenPaths | None = None
     """Instead of `path`: the splits as files of their own."""
     user: str | None = "user_id"
-    """The column of users; null: there is none. The usual name may be absent, another may not. So for the next three."""
+    """The column of users; null: there is none. The usual name may be absent, another not. So for the next three."""
     item: str | None = "item_id"
     """The column of items."""
     time: str | None = "time"
