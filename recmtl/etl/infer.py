@@ -1,0 +1,149 @@
+"""Features seen from the columns, for those who name none.
+
+In: the train rows, and what is known of the columns. Out: features, and a line for every column on what was taken and
+what was left. Outcomes and labels never come into question; a column is judged on the first train rows alone.
+"""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import polars as pl
+
+from recmtl.errors import UserError
+from recmtl.manifest import Columns
+from recmtl.schema import Feature
+
+__all__ = ["Inferred", "infer_features"]
+
+SAMPLE_ROWS = 100_000
+FEW = 32
+"""A whole number with at most this many values is a code, not a quantity."""
+SEPARATORS = ("|", ";", ",")
+MIN_VECTOR = 4
+"""Lists of floats of one length are a vector from this length on; shorter ones are refused rather than guessed."""
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """What was taken for features."""
+
+    features: tuple[Feature, ...]
+    lines: tuple[str, ...]
+    """One sentence a column: as what it was taken, or why it was left."""
+
+
+def infer_features(train: pl.LazyFrame, columns: Columns, excluded: Collection[str]) -> Inferred:
+    """Judge every column by its type, its name and its values.
+
+    The user and item keys and other text, booleans, whole numbers named `…id` or with few values become ids; lists and
+    text with a common separator bags; lists of floats of one length vectors; other numbers numbers (log1p where they
+    are counts with a long tail). Times, free text, columns with one value and identifiers of single rows are left out.
+
+    Args:
+        train: raw train rows.
+        columns: the key columns.
+        excluded: columns that are no features: outcomes, labels, weights, bookkeeping.
+
+    Raises:
+        UserError: nothing is left to learn from.
+    """
+    keys = {columns.user, columns.item}
+    never = {*excluded, columns.time, columns.request}
+    sample = (
+        train.select(pl.exclude(sorted(name for name in never if name))).head(SAMPLE_ROWS).collect(engine="streaming")
+    )
+    features: list[Feature] = []
+    lines: list[str] = []
+    for column in sample.columns:
+        found = _judge(sample[column], is_key=column in keys)
+        if isinstance(found, str):
+            lines.append(f"{column}: left out, {found}")
+            continue
+        feature = Feature(name=_name(column, features), column=column, **found)  # type: ignore[arg-type]
+        features.append(feature)
+        details = [f"{key} {value!r}" for key, value in found.items() if key != "kind"]
+        lines.append(f"{column}: {', '.join([feature.kind, *details])}")
+    if not features:
+        raise UserError("features: none could be inferred from the columns; name them")
+    return Inferred(tuple(features), tuple(lines))
+
+
+def _judge(values: pl.Series, *, is_key: bool) -> dict[str, object] | str:
+    """A feature's fields, or the reason why the column is none."""
+    dtype = values.dtype
+    present = values.drop_nulls()
+    if isinstance(dtype, (pl.List, pl.Array)):
+        return _judge_list(present, dtype)
+    if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+        return f"its type {dtype} is no feature's"
+    if is_key:
+        return {"kind": "id"}
+    if dtype.is_temporal():
+        return "a time (name it as a number to use it)"
+    distinct = present.n_unique()
+    if distinct < 2:
+        return "it has one value at most"
+    if dtype == pl.Boolean:
+        return {"kind": "id"}
+    alone = distinct > 0.9 * len(values) and len(values) > FEW
+    if dtype.is_numeric():
+        present = present.cast(pl.Float64)
+        present = present.filter(present.is_finite())
+        whole = bool((present == present.floor()).all())
+        named = re.search(r"(?i)(^|_)ids?$|[a-z]Id$", values.name) is not None
+        if whole and named:
+            return "a different value in almost every row" if alone else {"kind": "id"}
+        if whole and distinct <= FEW and dtype.is_integer():
+            return {"kind": "id"}
+        return {"kind": "number", "transform": "log1p"} if _long_tailed(present) else {"kind": "number"}
+    separator = _separator(present.cast(pl.String))
+    if separator is not None:
+        return {"kind": "bag", "separator": separator}
+    return "a different text in almost every row" if alone else {"kind": "id"}
+
+
+def _judge_list(present: pl.Series, dtype: pl.List | pl.Array) -> dict[str, object] | str:
+    inner = dtype.inner
+    assert isinstance(inner, pl.DataType)
+    if inner.is_nested():
+        return f"its type {dtype} is no feature's"
+    items = present if isinstance(dtype, pl.List) else present.arr.to_list()
+    if items.list.len().sum() == 0:
+        return "its lists are empty"
+    if inner.is_float():
+        lengths = items.list.len().unique()
+        if len(lengths) == 1 and int(lengths[0]) >= MIN_VECTOR:
+            return {"kind": "vector", "dim": int(lengths[0])}
+        return "lists of floats of different or small lengths (name it as a vector or a weighted bag)"
+    return {"kind": "bag"}
+
+
+def _long_tailed(present: pl.Series) -> bool:
+    """Not negative, and the largest value far beyond the typical one."""
+    low, middle, high = present.min(), present.median(), present.max()
+    return low is not None and float(low) >= 0 and float(high) > 50 * max(float(middle), 1.0)  # type: ignore[arg-type]
+
+
+def _separator(texts: pl.Series) -> str | None:
+    """The character that joins several values out of a smaller set, if there is one."""
+    for separator in SEPARATORS:
+        joined = texts.filter(texts.str.contains(separator, literal=True))
+        if len(joined) < 0.05 * len(texts):
+            continue
+        words = texts.unique().str.split(separator).explode(empty_as_null=False).str.strip_chars()
+        # In a list of tags the same words return in other texts; in a title with a comma hardly any do.
+        if words.n_unique() <= 0.5 * len(words) and words.str.len_chars().max() <= 64:  # type: ignore[operator]
+            return separator
+    return None
+
+
+def _name(column: str, taken: list[Feature]) -> str:
+    """The column's name as a :data:`~recmtl.settings.Name`, not used by another feature."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", column)
+    if not re.match(r"[A-Za-z_]", name):
+        name = f"_{name}"
+    names = {feature.name for feature in taken}
+    while name in names:
+        name += "_"
+    return name

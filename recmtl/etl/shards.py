@@ -1,0 +1,91 @@
+"""Rows to parts on disk, and parts to shards: what bounds the memory to one part at a time.
+
+In: the labelled log and a split. Out: for every split a list of staged parts, each of which fits in memory: train rows
+scattered over parts by a seeded hash of their row number, validation and test rows cut into parts in source order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from recmtl.etl.split import SPLIT_TYPE, mixed
+from recmtl.manifest import SPLITS, Shard, file_hash
+
+__all__ = ["ROW_GROUP_ROWS", "StagedPart", "load_part", "stage_parts", "write_shard"]
+
+ROW_GROUP_ROWS = 32_768
+"""Rows of a row group: the unit in which the loader reads and skips."""
+
+_SPLIT, _PART = "recmtl_split", "recmtl_part"
+
+
+@dataclass(frozen=True)
+class StagedPart:
+    """One part of one split: raw rows, not yet in order."""
+
+    split: str
+    number: int
+    files: tuple[Path, ...]
+    rows: int
+
+
+def stage_parts(
+    frame: pl.LazyFrame, split: pl.Expr, columns: Sequence[str], *, seed: int, rows_per_part: int, folder: Path
+) -> dict[str, list[StagedPart]]:
+    """Write the rows into parts, by one streaming pass over them.
+
+    Args:
+        frame: the labelled log's rows, with ``row``.
+        split: names each row's split.
+        columns: those to keep, ``row`` among them.
+        seed: scatters the train rows.
+        rows_per_part: validation and test: rows of a part, but for the last; train: on average.
+        folder: where to.
+    """
+    rows = frame.select(pl.col("row"), split.alias(_SPLIT)).collect(engine="streaming")
+    part = pl.lit(0, pl.UInt32)
+    for name in SPLITS:
+        inside = rows.filter(pl.col(_SPLIT) == pl.lit(name, SPLIT_TYPE))["row"].sort()
+        parts = max(1, -(-len(inside) // rows_per_part))
+        if parts == 1:
+            continue
+        if name == "train":
+            # The high half of the hash, scaled: 32 bits leave the product room.
+            number = ((mixed(pl.col("row"), seed, 1) // 2**32) * parts // 2**32).cast(pl.UInt32)
+        else:
+            first = inside.gather(range(rows_per_part, len(inside), rows_per_part)).to_list()
+            number = pl.col("row").cut([row - 1 for row in first]).to_physical().cast(pl.UInt32)
+        part = pl.when(split == pl.lit(name, SPLIT_TYPE)).then(number).otherwise(part)
+    wanted = frame.select(*columns, split.cast(pl.String).alias(_SPLIT), part.alias(_PART))
+    wanted.sink_parquet(
+        pl.PartitionBy(folder, key=[_SPLIT, _PART], include_key=False),
+        mkdir=True,
+        compression="lz4",
+        engine="streaming",
+    )
+    found: dict[str, list[StagedPart]] = {}
+    for name in SPLITS:
+        found[name] = []
+        for path in sorted((folder / f"{_SPLIT}={name}").glob(f"{_PART}=*"), key=lambda p: int(p.name.split("=")[1])):
+            files = tuple(sorted(path.rglob("*.parquet")))
+            size = pl.scan_parquet(list(files)).select(pl.len()).collect().item()
+            found[name].append(StagedPart(name, int(path.name.split("=")[1]), files, size))
+    return found
+
+
+def load_part(part: StagedPart, *, seed: int) -> pl.DataFrame:
+    """A part's rows in their final order: train by the seeded hash, validation and test by row."""
+    frame = pl.read_parquet(list(part.files))
+    if part.split != "train":
+        return frame.sort("row")
+    return frame.sort(mixed(pl.col("row"), seed, 1))
+
+
+def write_shard(frame: pl.DataFrame, folder: Path, name: str) -> Shard:
+    """Write one shard as ``folder / name``, in row groups of :data:`ROW_GROUP_ROWS`."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.write_parquet(path, compression="lz4", row_group_size=ROW_GROUP_ROWS)
+    return Shard(path=name, rows=frame.height, sha256=file_hash(path))
