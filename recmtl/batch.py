@@ -75,6 +75,15 @@ class Batch:
         """The batch in page-locked memory, for asynchronous copies to a GPU."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the GPU's allocator that this stream reads the batch too, which another one copied."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._map(record)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         sparse = replace(
             self.sparse,

@@ -1,0 +1,183 @@
+"""A small problem for the trainer's tests; as a script, a training run that can be killed.
+
+    python small_run.py FOLDER OUT [balancer] [sparse optimizer]
+
+trains in FOLDER, resuming what lies there, and saves the final weights as OUT.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from recmtl.balancing import BALANCERS, build_balancer
+from recmtl.batch import Batch, SparseBatch
+from recmtl.model import ModelConfig, build_model
+from recmtl.progress import Silent
+from recmtl.schema import Feature, Schema
+from recmtl.statistics import LabelStatistics, Statistics, Vocabulary
+from recmtl.tasks import Task, Tasks
+from recmtl.training import TrainingConfig, make_tables, train
+
+
+class InMemory:
+    """A loader over tensors: the rows in an order that seed and epoch fix."""
+
+    def __init__(self, rows: Batch, batch_size: int) -> None:
+        self.whole = rows
+        self.batch_size = batch_size
+        self.rows = rows.size
+        self.batches = -(-rows.size // batch_size)
+        self.wait = 0.0
+
+    def epoch(self, number, start=0):
+        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(number))
+        for batch in range(start, self.batches):
+            time.sleep(self.wait)
+            yield take(self.whole, order[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+
+def take(rows: Batch, index: torch.Tensor) -> Batch:
+    keys = rows.sparse.keys
+    values = rows.sparse.values.view(len(keys), -1)[:, index].reshape(-1)
+    lengths = torch.ones(len(keys) * len(index), dtype=torch.int32)
+    return Batch(
+        size=len(index),
+        sparse=SparseBatch(keys, values, lengths),
+        dense=rows.dense[index],
+        labels={name: column[index] for name, column in rows.labels.items()},
+        observed={name: column[index] for name, column in rows.observed.items()},
+        weights={},
+        group=rows.group[index],
+        row=rows.row[index],
+    )
+
+
+class Recorder:
+    """A tracker that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float]]] = []
+        self.flushed = 0
+
+    def metrics(self, values, step):
+        self.points.append((step, dict(values)))
+
+    def flush(self):
+        self.flushed = len(self.points)
+
+
+class SmallRun:
+    """1000 rows of two ids and a number; click depends on both ids, rating is seen where click is 1, buy after click."""
+
+    def __init__(self, rows: int = 1000, seed: int = 5) -> None:
+        random = torch.Generator().manual_seed(seed)
+        self.schema = Schema(
+            [
+                Feature(name="user", kind="id", embedding_dim=8),
+                Feature(name="item", kind="id", embedding_dim=4),
+                Feature(name="age", kind="number"),
+            ]
+        )
+        self.tasks = Tasks(
+            [
+                Task(name="click", kind="binary", label="click"),
+                Task(name="buy", kind="binary", label="buy", parent="click"),
+                Task(name="rating", kind="regression", label="rating"),
+            ]
+        )
+        users, items = torch.randint(2, 52, (rows,), generator=random), torch.randint(2, 22, (rows,), generator=random)
+        age = torch.randn(rows, generator=random)
+        taste, charm = torch.randn(52, generator=random), torch.randn(22, generator=random)
+        click = (taste[users] + charm[items] + torch.randn(rows, generator=random) > 0).float()
+        buy = click * (charm[items] + age + torch.randn(rows, generator=random) > 0).float()
+        rating = 3 + charm[items] + 0.3 * torch.randn(rows, generator=random)
+        self.rows = Batch(
+            size=rows,
+            sparse=SparseBatch(("user", "item"), torch.cat([users, items]), torch.ones(2 * rows, dtype=torch.int32)),
+            dense=torch.stack([age, torch.zeros(rows)], 1),
+            labels={"click": click, "buy": buy, "rating": torch.where(click > 0, rating, 0.0)},
+            observed={
+                "click": torch.ones(rows, dtype=torch.bool),
+                "buy": torch.ones(rows, dtype=torch.bool),
+                "rating": click > 0,
+            },
+            weights={},
+            group=users,
+            row=torch.arange(rows),
+        )
+        self.statistics = Statistics(
+            tables={
+                "user": Vocabulary(tuple(map(str, range(50))), (1,) * 50),
+                "item": Vocabulary(tuple(map(str, range(20))), (1,) * 20),
+            },
+            numbers={},
+            labels={
+                "click": LabelStatistics(rows, float(click.mean()), 0.5),
+                "buy": LabelStatistics(rows, float(buy.mean()), 0.4),
+                "rating": LabelStatistics(int(click.sum()), 3.0, 1.0),
+            },
+            conditional_labels={"buy": LabelStatistics(int(click.sum()), 0.5, 0.5)},
+            train_rows=rows,
+        )
+        self.tower = {"kind": "mmoe", "num_experts": 2, "expert_widths": [8], "head_widths": [4], "dropout": 0.2}
+        self.tracker = Recorder()
+        self.progress = Silent()
+
+    def config(self, **settings) -> TrainingConfig:
+        return TrainingConfig(**{"epochs": 2, "batch_size": 64, "device": "cpu", "log_every": 5, **settings})
+
+    def model(self, config: TrainingConfig, **tower):
+        return build_model(
+            ModelConfig(tower={**self.tower, **tower}),
+            self.schema,
+            self.tasks,
+            self.statistics,
+            seed=config.seed,
+            tables=make_tables(config.sparse, "cpu"),
+        )
+
+    def balancer(self, kind: str = "fixed", **settings):
+        return build_balancer(BALANCERS[kind].config(**settings), tasks=tuple(self.tasks), seed=1)
+
+    def validate(self, model):
+        """RMSE of the rating and a click 'auc' that rises with the likelihood."""
+        with torch.no_grad():
+            assert not model.training
+            losses = model.losses(model(self.rows), self.rows)
+        return {"click": {"auc": 1 - float(losses["click"])}, "rating": {"rmse": float(losses["rating"]) ** 0.5}}
+
+    def train(self, folder: Path, config: TrainingConfig | None = None, **given):
+        config = config or self.config()
+        given = {
+            "balancer": self.balancer(),
+            "loader": InMemory(self.rows, config.batch_size),
+            "tracker": self.tracker,
+            "validate": self.validate,
+            "progress": self.progress,
+            "identity": "a",
+            **given,
+        }
+        model = given.pop("model", None) or self.model(config)
+        return train(model, given.pop("balancer"), given.pop("loader"), config, folder=folder, **given)
+
+
+def main(folder: str, out: str, balancer: str = "fixed", optimizer: str = "rowwise_adagrad", wait: str = "0") -> None:
+    small = SmallRun()
+    config = small.config(
+        epochs=3,
+        sparse={"optimizer": optimizer},
+        early_stopping={"monitor": {"click.auc": 1.0}, "patience": 3},
+        checkpoint={"every_steps": 2},
+        dense={"schedule": {"kind": "cosine", "warmup_steps": 4}},
+    )
+    loader = InMemory(small.rows, config.batch_size)
+    loader.wait = float(wait)
+    trained = small.train(Path(folder), config, balancer=small.balancer(balancer), loader=loader)
+    save_file({name: tensor.contiguous() for name, tensor in trained.model.tensors().items()}, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
