@@ -41,9 +41,10 @@ class Raw:
     """The files one after the other in their order, all columns, those of CSV as text; empty texts are null there."""
     text: bool
     """Whether the columns are text whose types are yet to be seen (CSV)."""
+    undecodable: bool
+    """Whether some CSV bytes are not in the file's encoding; they stand as U+FFFD."""
     malformed: tuple[str, ...]
-    """The CSV lines that could not be split into the header's fields, as they stand in the file; bytes that are not in
-    the file's encoding are replaced by U+FFFD, in the frame too."""
+    """The CSV lines that could not be split into the header's fields, as they stand in the file."""
 
 
 def find(paths: str | Sequence[str], where: str) -> dict[str, Path]:
@@ -120,12 +121,13 @@ def scan(
         raise UserError(f"{where}: CSV and Parquet files are mixed; name files of one kind")
     work.mkdir(parents=True, exist_ok=True)
     malformed: list[str] = []
+    undecodable = False
     if kinds == {True}:
         frames = [_scan_parquet(path, where) for path in files.values()]
     else:
         staged = [work / f"text-{number:05}.parquet" for number in range(len(files))]
         for path, out in zip(files.values(), staged, strict=True):
-            _stage_text(path, out, where, separator, encoding, missing, names, quote, malformed)
+            undecodable |= _stage_text(path, out, where, separator, encoding, missing, names, quote, malformed)
         frames = [pl.scan_parquet(out) for out in staged]
     columns = frames[0].collect_schema().names()
     for frame, name in zip(frames[1:], list(files)[1:], strict=True):
@@ -145,7 +147,7 @@ def scan(
         frame.collect_schema()
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{where}: a column's type differs between the files: {_first_line(error)}") from error
-    return Raw(frame, kinds != {True}, tuple(malformed))
+    return Raw(frame, kinds != {True}, undecodable, tuple(malformed))
 
 
 def _scan_parquet(path: Path, where: str) -> pl.LazyFrame:
@@ -226,7 +228,7 @@ def _stage_text(
     names: Sequence[str] | None,
     quote: bool,
     malformed: list[str],
-) -> None:
+) -> bool:
     columns = list(names) if names is not None else _header_of(path, where, separator, encoding, quote)
     reader = _open(
         path,
@@ -240,9 +242,13 @@ def _stage_text(
         malformed=malformed,
     )
     schema = pa.schema([(name, pa.string()) for name in columns])
+    undecodable = False
     with pyarrow.parquet.ParquetWriter(out, schema, compression="lz4") as writer:
         for batch in _batches(reader, path, where):
-            writer.write_batch(pa.record_batch([_decode(column) for column in batch.columns], schema=schema))
+            texts = [_decode(column) for column in batch.columns]
+            undecodable |= any(bad for _, bad in texts)
+            writer.write_batch(pa.record_batch([text for text, _ in texts], schema=schema))
+    return undecodable
 
 
 def _batches(reader: Any, path: Path, where: str) -> Iterator[Any]:
@@ -254,9 +260,9 @@ def _batches(reader: Any, path: Path, where: str) -> Iterator[Any]:
         ) from error
 
 
-def _decode(column: Any) -> Any:
+def _decode(column: Any) -> tuple[Any, bool]:
     try:
-        return column.cast(pa.string())
+        return column.cast(pa.string()), False
     except pa.ArrowInvalid:
         texts = [None if value is None else value.decode("utf-8", errors="replace") for value in column.to_pylist()]
-        return pa.array(texts, pa.string())
+        return pa.array(texts, pa.string()), True

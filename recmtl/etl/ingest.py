@@ -22,7 +22,7 @@ ROW = "row"
 
 _DROPPED = "dropped:"
 _ROW_GROUP = 1 << 17
-_HASH_ROWS = 1 << 26
+_HASH_ROWS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,12 @@ def ingest(
         quote=quote,
         tags=tags,
     )
+    rules = replace(rules, types={column: dtype for column, dtype in rules.types.items() if column not in drop})
     rename = {**(rename or {}), **{column: f"{_DROPPED}{column}" for column in drop}}
     frame = _renamed(raw.frame, rename, rules, where)
     dropped = [f"{_DROPPED}{column}" for column in drop]
     unjudged = [*dropped, raw_files.TAG] if tags is not None else dropped
-    typing = see_types(frame, rules, where, text=raw.text, unjudged=unjudged)
+    typing = see_types(frame, rules, where, text=raw.text, undecodable=raw.undecodable, unjudged=unjudged)
     source = pl.lit(name).alias("source")
     as_written = {new: old for old, new in rename.items()}
     text = pl.struct(pl.col(c).alias(as_written.get(c, c)) for c in frame.collect_schema().names())

@@ -95,7 +95,15 @@ class Typing:
     """Columns that are numeric but for a few values, each with the setting that says otherwise."""
 
 
-def see_types(frame: pl.LazyFrame, rules: Rules, where: str, *, text: bool, unjudged: Sequence[str] = ()) -> Typing:
+def see_types(
+    frame: pl.LazyFrame,
+    rules: Rules,
+    where: str,
+    *,
+    text: bool,
+    undecodable: bool = False,
+    unjudged: Sequence[str] = (),
+) -> Typing:
     """See the type of every column in all its rows.
 
     Text (CSV) becomes Boolean, Int64, Float64 or stays String; digits with a leading zero or beyond 64 bits stay text.
@@ -106,6 +114,7 @@ def see_types(frame: pl.LazyFrame, rules: Rules, where: str, *, text: bool, unju
         rules: what must hold.
         where: the setting's name, for errors and warnings.
         text: whether the columns are text.
+        undecodable: whether U+FFFD stands for bytes that are not in the file's encoding.
         unjudged: columns to leave as they are.
 
     Raises:
@@ -143,6 +152,9 @@ def see_types(frame: pl.LazyFrame, rules: Rules, where: str, *, text: bool, unju
                 )
         else:
             typed = _plain(raw, dtype)
+        if undecodable and dtype == pl.String:
+            garbled = raw.str.contains("\N{REPLACEMENT CHARACTER}", literal=True)
+            broken.append((garbled, f"{name} is not in the file's encoding"))
         if name in rules.keys or name in rules.required:
             absent = typed.is_null() if name in keys else raw.is_null()
             broken.insert(0, (absent, f"{name} is missing"))

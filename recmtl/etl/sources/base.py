@@ -1,5 +1,6 @@
 """What every source is: a config class, a function that lists its files, and one that reads them into a LabelledLog."""
 
+import codecs
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from recmtl.settings import Settings
 
 __all__ = [
     "Duration",
+    "Encoding",
     "Instant",
     "LabelledLog",
     "Paths",
@@ -85,6 +87,16 @@ def _check_zone(name: str) -> str:
 TimeZone = Annotated[str, AfterValidator(_check_zone)]
 """A time zone by its IANA name."""
 
+
+def _check_encoding(name: str) -> str:
+    try:
+        return codecs.lookup(name).name
+    except LookupError:
+        raise ValueError(f"{name!r} is not a text encoding: write a name such as utf-8, cp1252 or latin-1") from None
+
+
+Encoding = Annotated[str, AfterValidator(_check_encoding)]
+"""A text encoding by its usual name."""
 
 Paths = str | tuple[str, ...]
 """A file, a glob pattern, or a list of them; relative to the working directory."""

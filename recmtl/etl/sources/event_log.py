@@ -19,7 +19,7 @@ from recmtl.etl.files import MISSING_TEXTS, find, header
 from recmtl.etl.ingest import ROW, Ingested, distinct_names, ingest, join_table, one_type, unique_key
 from recmtl.etl.label import IMPRESSION, Follows, Labels, label
 from recmtl.etl.partition import BUCKET_BYTES, bucket_count
-from recmtl.etl.sources.base import Duration, Instant, LabelledLog, Paths, TimeZone
+from recmtl.etl.sources.base import Duration, Encoding, Instant, LabelledLog, Paths, TimeZone
 from recmtl.etl.validate import EARLIEST, ColumnType, Rules, TimeRule, TimeUnit
 from recmtl.manifest import Columns
 from recmtl.progress import Progress
@@ -122,6 +122,8 @@ class EventLogConfig(Settings):
     """The instant up to which events were recorded. By default the latest valid impression time."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
     """CSV: between fields."""
+    encoding: Encoding = "utf-8"
+    """CSV: how the text is encoded."""
     missing: tuple[str, ...] = MISSING_TEXTS
     """CSV: texts that stand for a missing value."""
 
@@ -239,12 +241,27 @@ def read(config: EventLogConfig, work: Path, progress: Progress, *, bucket_bytes
         rejected={name: dict(log.rejected) for name, log in logs.items()},
         unattributed={name: dict(found.unattributed) for name, found in labels.items()},
         rejected_files=tuple(path for log in logs.values() for path in log.rejected_files),
-        warnings=tuple(warning for log in logs.values() for warning in log.warnings),
+        warnings=(
+            *(warning for log in logs.values() for warning in log.warnings),
+            *(text for name in labels if (text := _lost(name, events[name], labels[name]))),
+        ),
     )
 
 
 def _known_at(name: str) -> str:
     return f"{name}:time"
+
+
+def _lost(name: str, log: Ingested, labels: Labels) -> str:
+    """A warning where more than half of a kind's events belong to no impression, else nothing."""
+    lost = sum(labels.unattributed.values())
+    if 2 * lost <= log.rows:
+        return ""
+    reason = max(labels.unattributed, key=lambda reason: labels.unattributed[reason])
+    return (
+        f"data.source.events.{name}: {lost:,} of {log.rows:,} events belong to no impression, most of them because: "
+        f"{reason}; check its columns, time zone, `after`, `window` and `join`"
+    )
 
 
 def _maturity(follows: Mapping[str, Follows]) -> dict[str, timedelta]:
@@ -279,7 +296,9 @@ class _Reader:
     ) -> None:
         self._config, self._files, self._work, self._progress = config, files, work, progress
         self._headers = {
-            name: header(next(iter(paths.values())), self._where(name), separator=config.separator)
+            name: header(
+                next(iter(paths.values())), self._where(name), separator=config.separator, encoding=config.encoding
+            )
             for name, paths in files.items()
         }
 
@@ -356,6 +375,7 @@ class _Reader:
             drop=drop,
             deduplicate=deduplicate,
             separator=self._config.separator,
+            encoding=self._config.encoding,
             missing=self._config.missing,
         )
 

@@ -7,6 +7,7 @@ Derived columns: ``time`` (UTC) from time_ms; ``hour`` and ``weekday`` (1 Monday
 is play_time_ms / duration_ms clipped to [0, 1] and null where the duration is 0.
 """
 
+import glob
 from pathlib import Path
 from typing import Literal
 
@@ -95,7 +96,8 @@ def _files(config: KuaiRandConfig) -> dict[str, dict[str, Path]]:
         raise UserError(f"{_WHERE}: there is no folder {config.path}; {_HELP}")
     found = {}
     for name, pattern in patterns.items():
-        paths = [str(folder / p) for p in ([pattern] if isinstance(pattern, str) else pattern)]
+        inside = Path(glob.escape(str(folder)))
+        paths = [str(inside / p) for p in ([pattern] if isinstance(pattern, str) else pattern)]
         try:
             found[name] = find(paths, _WHERE)
         except UserError as error:

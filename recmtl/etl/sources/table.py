@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from recmtl.errors import UserError
 from recmtl.etl.files import MISSING_TEXTS, TAG, find, header
 from recmtl.etl.ingest import ingest
-from recmtl.etl.sources.base import Instant, LabelledLog, Paths, TimeZone
+from recmtl.etl.sources.base import Encoding, Instant, LabelledLog, Paths, TimeZone
 from recmtl.etl.validate import EARLIEST, ColumnType, Rules, TimeRule, TimeUnit
 from recmtl.manifest import Columns
 from recmtl.progress import Progress
@@ -77,6 +77,8 @@ class TableConfig(Settings):
     """A time after this is impossible, and its row is a bad one. By default a day after the moment of reading."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
     """CSV: between fields."""
+    encoding: Encoding = "utf-8"
+    """CSV: how the text is encoded."""
     missing: tuple[str, ...] = MISSING_TEXTS
     """CSV: texts that stand for a missing value."""
 
@@ -117,7 +119,7 @@ def read(config: TableConfig, work: Path, progress: Progress) -> LabelledLog:
     """
     files = _files(config)
     every = {text: path for named in files.values() for text, path in named.items()}
-    columns = header(next(iter(every.values())), _WHERE, separator=config.separator)
+    columns = header(next(iter(every.values())), _WHERE, separator=config.separator, encoding=config.encoding)
     keys = _keys(config, columns)
     for setting, names in (("outcomes", config.outcomes), ("drop", config.drop), ("types", config.types)):
         unknown = [name for name in names if name not in columns]
@@ -139,6 +141,7 @@ def read(config: TableConfig, work: Path, progress: Progress) -> LabelledLog:
         drop=config.drop,
         deduplicate=config.deduplicate,
         separator=config.separator,
+        encoding=config.encoding,
         missing=config.missing,
         tags=_tags(files) if config.paths is not None else None,
     )
