@@ -243,11 +243,12 @@ class Heads(nn.Module):
             own = self._head(task).predict(logits[task.name])
             if task.kind == "multiclass":
                 values = own.unbind(dim=1)
-            elif task.parent is not None:
+            elif task.kind == "binary":  # from log space for parents too, so that rounding breaks no inequality
                 values = (outcomes[task.name][:, 1].exp(), own)
             else:
                 values = (own,)
-            found.update(zip(self._tasks.prediction_columns(task.name), values, strict=True))
+            columns = self._tasks.prediction_columns(task.name)
+            found.update(zip(columns, values[: len(columns)], strict=True))
         return found
 
     def _head(self, task: Task) -> Head:

@@ -61,7 +61,7 @@ class FusedTables(nn.Module):
         self._shapes = dict(shapes)
         configs = [
             EmbeddingBagConfig(
-                name=name,
+                name=_module(name),
                 num_embeddings=shape.rows,
                 embedding_dim=-(-shape.dim // WIDTH_STEP) * WIDTH_STEP,
                 feature_names=list(shape.features),
@@ -95,10 +95,10 @@ class FusedTables(nn.Module):
         """
         if not sparse.keys:
             return {}
+        steps = None if torch.is_grad_enabled() else self._operator.iter.clone()
         pooled: dict[str, Tensor] = self._collection[0](sparse.to_kjt()).to_dict()
-        if not torch.is_grad_enabled():  # FBGEMM counts a step at every forward; scoring must not age Adam's
-            self._operator.iter.sub_(1)
-            self._operator.iter_cpu.sub_(1)
+        if steps is not None:  # FBGEMM counts a step at every forward; scoring is none
+            self._set_steps(steps)
         return {
             feature: pooled[feature][:, : shape.dim] for shape in self._shapes.values() for feature in shape.features
         }
@@ -106,7 +106,7 @@ class FusedTables(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """See :class:`recmtl.features.tables.Tables`."""
         return {
-            name: self._collection[0].embedding_bags[name].weight.detach()[:, : shape.dim]
+            name: self._collection[0].embedding_bags[_module(name)].weight.detach()[:, : shape.dim]
             for name, shape in self._shapes.items()
         }
 
@@ -149,10 +149,19 @@ class FusedTables(nn.Module):
             )
         for name, tensor in have.items():
             tensor.copy_(state[name])
-        self._operator.iter_cpu.fill_(int(state["iter"].item()))  # FBGEMM counts steps a second time on the host
+        self._set_steps(state["iter"])
+
+    def _set_steps(self, steps: Tensor) -> None:
+        self._operator.iter.copy_(steps)
+        self._operator.iter_cpu.copy_(steps)  # FBGEMM counts a second time, on the host
 
     @property
     def _operator(self) -> Any:
         """FBGEMM's operator. Every table has the same pooling and type, so TorchRec makes one of them all."""
         (lookup,) = self._collection[0]._emb_modules
         return lookup._emb_module
+
+
+def _module(table: str) -> str:
+    """TorchRec keeps tables in an ``nn.ModuleDict``, which refuses names such as `items` and `type`."""
+    return f"table_{table}"

@@ -1,0 +1,237 @@
+"""Plain and fused tables: worked by hand, and equal to each other."""
+
+import pytest
+import torch
+
+from recmtl.batch import SparseBatch
+from recmtl.errors import RunError, UserError
+from recmtl.features import PlainTables, TableShape, initial_table, table_shapes
+from recmtl.features.fused import FusedTables
+from recmtl.schema import Feature, Schema
+from recmtl.statistics import Statistics
+
+
+def rowwise_adagrad():
+    from torchrec.optim import RowWiseAdagrad
+
+    return RowWiseAdagrad
+
+
+def fused(shapes, optimizer_type=torch.optim.SGD, device="cpu", **kwargs):
+    return FusedTables(shapes, optimizer_type=optimizer_type, optimizer_kwargs={"lr": 0.1, **kwargs}, device=device)
+
+
+def filled(tables, shapes):
+    for name, shape in shapes.items():
+        tables.load_weights({name: initial_table(shape, std=1.0, seed=1, name=name)})
+    return tables
+
+
+def test_shapes_follow_the_schema_and_the_vocabularies(world):
+    assert table_shapes(world.schema, world.statistics) == {
+        "user": TableShape(5, 4, ("user",)),
+        "items": TableShape(7, 8, ("item", "history", "seen")),
+        "topics": TableShape(4, 6, ("topics",), weighted=True),
+        "type": TableShape(7, 4, ("type",)),
+    }
+
+
+@pytest.mark.parametrize("make", [PlainTables, fused])
+def test_embeddings_are_weighted_sums_by_feature_name(make, world, batch):
+    shapes = table_shapes(world.schema, world.statistics)
+    tables = filled(make(shapes), shapes)
+    weights, pooled = tables.weights(), tables(batch.sparse)
+    assert set(pooled) == set(world.rows)
+    for feature, examples in world.rows.items():
+        table = weights[world.schema[feature].table]
+        for number, rows in enumerate(examples):
+            each = world.weights[feature][number] if feature in world.weights else [1.0] * len(rows)
+            expected = sum((w * table[row] for w, row in zip(each, rows, strict=True)), torch.zeros(table.shape[1]))
+            torch.testing.assert_close(pooled[feature][number], expected)
+
+
+def test_plain_and_fused_are_equal_and_step_equally(world, batch):
+    shapes = table_shapes(world.schema, world.statistics)
+    plain, quick = filled(PlainTables(shapes), shapes), filled(fused(shapes), shapes)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    for _ in range(3):
+        ours, theirs = plain(batch.sparse), quick(batch.sparse)
+        for feature in ours:
+            torch.testing.assert_close(ours[feature], theirs[feature])
+        optimizer.zero_grad()
+        sum(value.square().sum() for value in ours.values()).backward()
+        optimizer.step()
+        sum(value.square().sum() for value in theirs.values()).backward()
+    for name, weight in plain.weights().items():
+        torch.testing.assert_close(weight, quick.weights()[name])
+
+
+def test_unweighted_tables_ignore_nothing_and_need_no_weights(world):
+    schema = Schema([world.schema["user"], world.schema["history"]])
+    shapes = {"user": TableShape(5, 4, ("user",)), "items": TableShape(7, 16, ("history",))}
+    batch = world.make_batch(schema, world.rows, {}, torch.zeros(3, 0))
+    assert batch.sparse.weights is None
+    ours, theirs = filled(PlainTables(shapes), shapes)(batch.sparse), filled(fused(shapes), shapes)(batch.sparse)
+    for feature in ours:
+        torch.testing.assert_close(ours[feature], theirs[feature])
+
+
+@pytest.mark.parametrize("make", [PlainTables, fused])
+def test_a_batch_of_one_and_a_batch_of_empty_bags(make, world):
+    shapes = {"items": TableShape(7, 8, ("history",))}
+    tables = filled(make(shapes), shapes)
+    one = SparseBatch(("history",), torch.tensor([3]), torch.tensor([1], dtype=torch.int32))
+    torch.testing.assert_close(tables(one)["history"], tables.weights()["items"][3:4].clone())
+    none = SparseBatch(("history",), torch.zeros(0, dtype=torch.int64), torch.zeros(2, dtype=torch.int32))
+    pooled = tables(none)["history"]
+    assert torch.equal(pooled, torch.zeros(2, 8))
+    pooled.sum().backward()
+
+
+@pytest.mark.parametrize("make", [PlainTables, fused])
+def test_a_row_out_of_bounds_stops_the_run(make, world):
+    tables = make({"items": TableShape(7, 8, ("history",))})
+    bad = SparseBatch(("history",), torch.tensor([7]), torch.tensor([1], dtype=torch.int32))
+    with pytest.raises((RuntimeError, IndexError)):
+        tables(bad)
+
+
+@pytest.mark.parametrize("make", [PlainTables, fused])
+def test_weights_are_live_and_load_checks_them(make):
+    shapes = {"items": TableShape(7, 6, ("history",)), "keys": TableShape(3, 4, ("keys",))}
+    tables = filled(make(shapes), shapes)
+    view = tables.weights()["items"]
+    tables.load_weights({"items": torch.full((7, 6), 2.0)})
+    assert (view == 2.0).all()
+    assert not view.requires_grad
+    with pytest.raises(RunError, match="no table 'other'"):
+        tables.load_weights({"other": torch.zeros(1, 1)})
+    with pytest.raises(RunError, match=r"\(7, 6\).*\(7, 8\)"):
+        tables.load_weights({"items": torch.zeros(7, 8)})
+
+
+def test_initial_tables_are_seeded_small_and_neutral_for_the_unseen():
+    shape = TableShape(1000, 8, ("f",))
+    weight = initial_table(shape, std=0.01, seed=1, name="f")
+    assert weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert (weight[1] == 0).all()
+    assert (weight[0] != 0).any()
+    assert torch.equal(weight, initial_table(shape, std=0.01, seed=1, name="f"))
+    assert not torch.equal(weight, initial_table(shape, std=0.01, seed=1, name="g"))
+    assert not torch.equal(weight, initial_table(shape, std=0.01, seed=2, name="f"))
+
+
+def test_plain_tables_may_have_sparse_gradients(world, batch):
+    tables = PlainTables(table_shapes(world.schema, world.statistics), sparse=True)
+    schema_batch = SparseBatch(("user",), torch.tensor([2, 3]), torch.tensor([1, 1], dtype=torch.int32))
+    tables(schema_batch)["user"].sum().backward()
+    (gradient,) = [parameter.grad for parameter in tables.parameters() if parameter.grad is not None]
+    assert gradient.is_sparse
+
+
+def test_fused_tables_are_no_parameters_and_step_inside_backward():
+    shapes = {"items": TableShape(7, 8, ("item",))}
+    tables = filled(fused(shapes), shapes)
+    assert list(tables.parameters()) == []
+    assert tables.state_dict() == {}
+    before = tables.weights()["items"].clone()
+    batch = SparseBatch(("item",), torch.tensor([3, 3]), torch.tensor([1, 1], dtype=torch.int32))
+    tables(batch)["item"].sum().backward()
+    moved = tables.weights()["items"] - before
+    torch.testing.assert_close(moved[3], torch.full((8,), -0.2))
+    assert moved[[0, 1, 2, 4, 5, 6]].abs().sum() == 0
+
+
+def test_the_learning_rate_can_be_scheduled():
+    shapes = {"items": TableShape(7, 8, ("item",))}
+    tables = filled(fused(shapes), shapes)
+    batch = SparseBatch(("item",), torch.tensor([3]), torch.tensor([1], dtype=torch.int32))
+    for lr in (0.0, 0.5):
+        tables.set_learning_rate(lr)
+        before = tables.weights()["items"].clone()
+        tables(batch)["item"].sum().backward()
+        torch.testing.assert_close(before[3] - tables.weights()["items"][3], torch.full((8,), lr))
+
+
+def test_rowwise_adagrad_by_hand():
+    # all of a row's 8 gradients are 2, so the mean square is 4 and the first step is lr · 2 / (√4 + eps)
+    shapes = {"items": TableShape(7, 8, ("item",))}
+    tables = filled(fused(shapes, rowwise_adagrad(), eps=0.0), shapes)
+    before = tables.weights()["items"].clone()
+    batch = SparseBatch(("item",), torch.tensor([3]), torch.tensor([1], dtype=torch.int32))
+    (2 * tables(batch)["item"]).sum().backward()
+    torch.testing.assert_close(before[3] - tables.weights()["items"][3], torch.full((8,), 0.1))
+    assert tables.optimizer_state()["items.momentum_1"].tolist() == [0, 0, 0, 4, 0, 0, 0]
+
+
+@pytest.mark.parametrize("optimizer", [rowwise_adagrad, lambda: torch.optim.Adagrad, lambda: torch.optim.SGD])
+def test_optimizer_state_resumes_exactly(optimizer, world, batch):
+    shapes = table_shapes(world.schema, world.statistics)
+
+    def step(tables):
+        sum(value.square().sum() for value in tables(batch.sparse).values()).backward()
+
+    straight = filled(fused(shapes, optimizer()), shapes)
+    for _ in range(4):
+        step(straight)
+    first, second = filled(fused(shapes, optimizer()), shapes), fused(shapes, optimizer())
+    for _ in range(2):
+        step(first)
+    second.load_weights({name: weight.clone() for name, weight in first.weights().items()})
+    second.load_optimizer_state({name: tensor.clone() for name, tensor in first.optimizer_state().items()})
+    for _ in range(2):
+        step(second)
+    for name, weight in straight.weights().items():
+        assert torch.equal(weight, second.weights()[name])
+    for name, tensor in straight.optimizer_state().items():
+        assert torch.equal(tensor, second.optimizer_state()[name])
+    with pytest.raises(RunError, match="another optimiser"):
+        first.load_optimizer_state({"iter": torch.zeros(1), "elsewhere.momentum_1": torch.zeros(3)})
+
+
+def test_scoring_does_not_count_as_a_step(world, batch):
+    tables = fused(table_shapes(world.schema, world.statistics), rowwise_adagrad())
+    with torch.no_grad():
+        tables(batch.sparse)
+    assert tables.optimizer_state()["iter"].item() == 0
+    tables(batch.sparse)["user"].sum().backward()
+    assert tables.optimizer_state()["iter"].item() == 1
+
+
+def test_a_width_that_is_no_multiple_of_four(world):
+    shapes = {"items": TableShape(7, 5, ("item",))}
+    plain, quick = filled(PlainTables(shapes), shapes), filled(fused(shapes), shapes)
+    batch = SparseBatch(("item",), torch.tensor([3, 2]), torch.tensor([1, 1], dtype=torch.int32))
+    assert quick(batch)["item"].shape == (2, 5)
+    torch.testing.assert_close(plain(batch)["item"], quick(batch)["item"])
+    assert quick.weights()["items"].shape == (7, 5)
+
+
+def test_fbgemms_cpu_kernels_refuse_adam():
+    with pytest.raises(UserError, match="no fused Adam"):
+        fused({"items": TableShape(7, 8, ("item",))}, torch.optim.Adam)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("optimizer", [rowwise_adagrad, lambda: torch.optim.Adam, lambda: torch.optim.SGD])
+def test_fused_tables_on_a_gpu_equal_plain_ones(optimizer, world, batch):
+    shapes = table_shapes(world.schema, world.statistics)
+    plain, quick = filled(PlainTables(shapes), shapes), filled(fused(shapes, optimizer(), device="cuda"), shapes)
+    ours, theirs = plain(batch.sparse), quick(batch.to("cuda").sparse)
+    for feature in ours:
+        torch.testing.assert_close(ours[feature], theirs[feature].cpu())
+    before = {name: weight.clone() for name, weight in quick.weights().items()}
+    sum(value.square().sum() for value in theirs.values()).backward()
+    for name, weight in quick.weights().items():
+        assert weight.is_cuda
+        assert not torch.equal(weight, before[name])
+    state = {name: tensor.clone() for name, tensor in quick.optimizer_state().items()}
+    quick.load_optimizer_state(state)
+
+
+def test_a_schema_without_tables_needs_none():
+    schema = Schema([Feature(name="age", kind="number")])
+    assert table_shapes(schema, Statistics({}, {}, {})) == {}
+    empty = SparseBatch((), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int32))
+    assert PlainTables({})(empty) == {}
