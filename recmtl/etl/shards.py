@@ -6,8 +6,11 @@ scattered over parts by a seeded hash of their row number, validation and test r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from recmtl.etl.split import SPLIT_TYPE, mixed
@@ -55,8 +58,10 @@ def stage_parts(
             # The high half of the hash, scaled: 32 bits leave the product room.
             number = ((mixed(pl.col("row"), seed, 1) // 2**32) * parts // 2**32).cast(pl.UInt32)
         else:
-            first = inside.gather(range(rows_per_part, len(inside), rows_per_part)).to_list()
-            number = pl.col("row").cut([row - 1 for row in first]).to_physical().cast(pl.UInt32)
+            first = inside.to_numpy()[rows_per_part::rows_per_part]
+            number = pl.col("row").map_batches(
+                partial(_part_of, first=first), return_dtype=pl.UInt32, is_elementwise=True
+            )
         part = pl.when(split == pl.lit(name, SPLIT_TYPE)).then(number).otherwise(part)
     wanted = frame.select(*columns, split.cast(pl.String).alias(_SPLIT), part.alias(_PART))
     wanted.sink_parquet(
@@ -73,6 +78,11 @@ def stage_parts(
             size = pl.scan_parquet(list(files)).select(pl.len()).collect().item()
             found[name].append(StagedPart(name, int(path.name.split("=")[1]), files, size))
     return found
+
+
+def _part_of(row: pl.Series, first: npt.NDArray[np.int64]) -> pl.Series:
+    # Polars hands in nulls for rows that a `when` around this does not ask for.
+    return pl.Series(row.name, np.searchsorted(first, row.fill_null(0).to_numpy(), side="right"), dtype=pl.UInt32)
 
 
 def load_part(part: StagedPart, *, seed: int) -> pl.DataFrame:

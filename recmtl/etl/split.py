@@ -114,9 +114,10 @@ def mixed(row: pl.Expr, seed: int, stream: int) -> pl.Expr:
 
 def _mixed(row: pl.Series, seed: int, stream: int) -> pl.Series:
     golden = np.uint64(0x9E3779B97F4A7C15)
+    # Polars hands in nulls for rows that a `when` around this does not ask for.
     with np.errstate(over="ignore"):
         start = _finalised(_finalised(np.asarray([seed], np.uint64) + golden) + np.uint64(stream))
-        z = _finalised(row.to_numpy().astype(np.uint64) * golden + start)
+        z = _finalised(row.fill_null(0).to_numpy().astype(np.uint64) * golden + start)
     return pl.Series(row.name, z, dtype=pl.UInt64)
 
 

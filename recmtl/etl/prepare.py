@@ -1,0 +1,624 @@
+"""Raw logs to a prepared dataset, whole or not at all.
+
+In: a source, a split, features and tasks. Out: the folder that :mod:`recmtl.manifest` describes. It is written under a
+temporary name beside its place and renamed when it is complete; what was there before is removed only then. When the
+inputs' bytes and the config are those of the dataset that is there, nothing is done.
+"""
+
+import difflib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Union
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from pydantic import Field
+
+from recmtl.errors import RunError, UserError
+from recmtl.etl.encode import Encoder, canonical, stable_hash
+from recmtl.etl.fit import fit_numbers, fit_tables
+from recmtl.etl.infer import infer_features
+from recmtl.etl.mask import LabelCounts, LabelTimes, encode_labels, labels_as_of
+from recmtl.etl.shards import StagedPart, load_part, stage_parts, write_shard
+from recmtl.etl.sources import SOURCES, LabelledLog
+from recmtl.etl.split import SplitConfig, SplitPlan, plan_split
+from recmtl.manifest import SPLITS, Manifest, Shard, SplitSummary, TaskSummary, file_hash, inside
+from recmtl.progress import Progress
+from recmtl.schema import Feature, Schema
+from recmtl.settings import Settings
+from recmtl.statistics import Statistics
+from recmtl.tasks import Task, Tasks
+
+__all__ = ["DataConfig", "Prepared", "prepare"]
+
+VERSION = 1
+"""Raised with every change of what a prepared dataset holds, so that older ones are built anew."""
+
+_OURS = {"manifest.json", "statistics", "train", "validation", "test", "raw", "rejected"}
+
+if TYPE_CHECKING:
+    AnySource = Settings
+else:
+    AnySource = Annotated[Union[tuple(kind.config for kind in SOURCES.values())], Field(discriminator="kind")]  # noqa: UP007
+
+
+class DataConfig(Settings):
+    """Where rows come from and how they become a prepared dataset."""
+
+    source: AnySource
+    """The raw data: event_log, table, kuairand, movielens or synthetic."""
+    prepared: Path | None = None
+    """The prepared dataset's folder; by default data/prepared/NAME. It is replaced when anything changes, so it holds
+    nothing else."""
+    split: SplitConfig = SplitConfig()
+    """How rows are divided."""
+    keep: tuple[str, ...] = ()
+    """Raw columns to keep with validation and test rows though no feature reads them: for slices, or another model."""
+    max_rejected: float = Field(default=0.05, ge=0, le=1)
+    """Share of an input's rows that may be quarantined; more stops the run."""
+    rows_per_shard: int = Field(default=500_000, ge=1)
+    """Rows of a shard, which are in memory at once."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared dataset."""
+
+    folder: Path
+    manifest: Manifest
+    built: bool
+    """False when it was there already."""
+
+
+def prepare(
+    data: DataConfig,
+    features: Sequence[Feature] | None,
+    tasks: Sequence[Task],
+    *,
+    name: str,
+    folder: Path | None = None,
+    progress: Progress,
+) -> Prepared:
+    """Build a prepared dataset, unless it is there.
+
+    Args:
+        data: source, split and what to keep.
+        features: what the model sees; None: what the source recommends, else what can be inferred.
+        tasks: what it predicts.
+        name: the run's name.
+        folder: where to, instead of ``data.prepared``.
+        progress: where to show it.
+
+    Raises:
+        UserError: the config or the data are wrong, or the folder holds something else.
+        RunError: an input changed while it was read.
+    """
+    folder = folder or data.prepared or Path("data") / "prepared" / name
+    place = folder.resolve()
+    checked = Tasks(tasks)
+    if features is not None:
+        Schema(features)
+    _refuse_foreign(place, folder)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(place, folder, progress):
+        _recover(place)
+        kind = SOURCES[data.source.kind]  # type: ignore[attr-defined]
+        inputs = dict(kind.inputs(data.source))
+        hashes = _hashed(inputs, progress)
+        fingerprint = _fingerprint(data, features, tasks, hashes)
+        manifest = _existing(place, fingerprint, folder, progress)
+        if manifest is not None:
+            progress.say(f"{folder}: prepared already from the same inputs and config, nothing rebuilt")
+            return Prepared(folder, manifest.model_copy(update={"name": name}), built=False)
+        before = _stamps(inputs)
+        building = _beside(place, "building")
+        try:
+            work = building / ".work"
+            (work / "source").mkdir(parents=True)
+            log = kind.read(data.source, work / "source", progress)
+            _refuse_rejects(log, data.max_rejected, place, folder)
+            manifest = _Build(data, features, checked, name, fingerprint, log, building, progress).run(hashes)
+            if _stamps(inputs) != before:
+                raise RunError(f"{folder}: an input file changed while it was read; prepare again")
+            shutil.rmtree(work)
+            manifest.write(building)
+            _refuse_foreign(place, folder)
+            _swap(building, place)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        _remove_rejects(place)
+        for warning in manifest.warnings:
+            progress.warn(warning)
+        progress.say(f"{folder}: " + ", ".join(f"{split} {manifest.splits[split].rows:,} rows" for split in SPLITS))
+        return Prepared(folder, manifest, built=True)
+
+
+class _Build:
+    """One building of a dataset, in the order of :meth:`run`."""
+
+    def __init__(
+        self,
+        data: DataConfig,
+        features: Sequence[Feature] | None,
+        tasks: Tasks,
+        name: str,
+        fingerprint: str,
+        log: LabelledLog,
+        building: Path,
+        progress: Progress,
+    ) -> None:
+        self._data = data
+        self._features = features
+        self._tasks = tasks
+        self._name = name
+        self._fingerprint = fingerprint
+        self._log = log
+        self._building = building
+        self._work = building / ".work"
+        self._progress = progress
+        self._types = log.frame.collect_schema()
+        self._warnings = list(log.warnings)
+
+    def run(self, hashes: Mapping[str, str]) -> Manifest:
+        """Split, stage, label, fit, encode; return the manifest of what was written."""
+        log, data = self._log, self._data
+        self._check_columns()
+        plan = plan_split(log.frame, log.columns, data.split, split_column=log.split_column)
+        schema = self._choose_features(plan)
+        staged = stage_parts(
+            log.frame,
+            plan.split,
+            self._staged_columns(schema),
+            seed=data.split.seed,
+            rows_per_part=data.rows_per_shard,
+            folder=self._work / "parts",
+        )
+        self._check_sizes(staged, plan)
+        times, as_of = self._label_times(plan)
+        labelled, counts = self._label(staged, times)
+        self._progress.say("fitting vocabularies and moments on train")
+        parts = labelled["train"]
+        statistics = Statistics(
+            tables=fit_tables(parts, schema),
+            numbers=fit_numbers(parts, schema),
+            labels=counts["train"].statistics(),
+            conditional_labels=counts["train"].conditional_statistics(),
+            columns={column: str(self._types[column]) for column in schema.columns},
+            train_rows=counts["train"].rows,
+        )
+        statistics.save(self._building / "statistics")
+        self._warn_of_features(schema, statistics)
+        splits = self._write(labelled, counts, schema, statistics)
+        self._warn_of_labels(splits, plan, as_of)
+        self._publish_rejects()
+        return Manifest(
+            name=self._name,
+            source=data.source.kind,  # type: ignore[attr-defined]
+            fingerprint=self._fingerprint,
+            statistics=statistics.fingerprint(),
+            features=tuple(schema.values()),
+            tasks=tuple(self._tasks.values()),
+            columns=log.columns,
+            splits=splits,
+            inputs=dict(hashes),
+            read=dict(log.read),
+            duplicates=dict(log.duplicates),
+            rejected={name: dict(reasons) for name, reasons in log.rejected.items()},
+            unattributed={name: dict(reasons) for name, reasons in log.unattributed.items()},
+            observed_until=_iso(log.observed_until),
+            labels_as_of=_iso(as_of),
+            warnings=tuple(dict.fromkeys(self._warnings)),
+            truth=None if log.truth is None else str(log.truth.resolve()),
+            versions={"etl": str(VERSION), "polars": pl.__version__},
+        )
+
+    # The columns: what is asked for must be there, and must have been known at the impression.
+
+    def _check_columns(self) -> None:
+        for task in self._tasks.values():
+            self._require(task.label, f"tasks.{task.name}.label")
+            if task.weight_column is not None:
+                self._require(task.weight_column, f"tasks.{task.name}.weight_column")
+        for column in self._data.keep:
+            self._require(column, "data.keep")
+        for feature in self._features or ():
+            self._check_feature(feature)
+
+    def _check_feature(self, feature: Feature) -> None:
+        for column in feature.columns:
+            self._require(column, f"features.{feature.name}")
+            labels = [task.name for task in self._tasks.values() if task.label == column]
+            reason = None
+            if labels:
+                reason = f"the label of task {labels[0]}"
+            elif column in self._log.outcomes or column in self._log.known_at.values():
+                reason = "an outcome, known only after the impression"
+            elif column in ("row", self._log.split_column, self._data.split.column):
+                reason = "bookkeeping, not a property of the impression"
+            if reason is not None:
+                raise UserError(f"features.{feature.name}: column {column!r} is {reason}; remove this feature")
+
+    def _require(self, column: str, where: str) -> None:
+        if column in self._types:
+            return
+        near = difflib.get_close_matches(column, self._types.names(), n=3, cutoff=0.5)
+        known = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(self._types.names())}"
+        raise UserError(f"{where}: the source has no column {column!r}; {known}")
+
+    def _choose_features(self, plan: SplitPlan) -> Schema:
+        log = self._log
+        if self._features is not None:
+            return Schema(self._features)
+        if log.default_features:
+            there = [feature for feature in log.default_features if set(feature.columns) <= set(self._types)]
+            absent = [feature.name for feature in log.default_features if feature not in there]
+            for feature in there:
+                self._check_feature(feature)
+            self._progress.say(f"features, as the source recommends: {', '.join(feature.name for feature in there)}")
+            if absent:
+                self._progress.say(f"left out, for want of their columns: {', '.join(absent)}")
+            return Schema(there)
+        excluded = {*log.outcomes, *log.known_at.values(), "row"}
+        excluded |= {task.label for task in self._tasks.values()}
+        excluded |= {task.weight_column for task in self._tasks.values() if task.weight_column is not None}
+        excluded |= {name for name in (log.split_column, self._data.split.column) if name is not None}
+        inferred = infer_features(log.frame.filter(plan.split == "train"), log.columns, excluded)
+        self._progress.say("features, as inferred from the train rows:")
+        for line in inferred.lines:
+            self._progress.say(f"  {line}")
+        hidden = sorted(excluded & set(self._types) - {"row"})
+        self._progress.say(f"  never considered (outcomes, labels, weights, splits): {', '.join(hidden)}")
+        return Schema(inferred.features)
+
+    def _raw_columns(self, schema: Schema) -> list[str]:
+        """What validation and test keep of a row as it came."""
+        keys = self._log.columns
+        names = [name for name in (keys.user, keys.item, keys.time, keys.request) if name is not None]
+        for task in self._tasks.values():
+            names += [task.label] if task.weight_column is None else [task.label, task.weight_column]
+        return list(dict.fromkeys([*names, *schema.columns, *self._data.keep, "row"]))
+
+    def _staged_columns(self, schema: Schema) -> list[str]:
+        known = [self._log.known_at[task.label] for task in self._tasks.values() if task.label in self._log.known_at]
+        return list(dict.fromkeys([*self._raw_columns(schema), *known]))
+
+    # The labels: parsed and masked, part by part.
+
+    def _check_sizes(self, staged: Mapping[str, list[StagedPart]], plan: SplitPlan) -> None:
+        sizes = {split: sum(part.rows for part in staged[split]) for split in SPLITS}
+        for split, rows in sizes.items():
+            if not rows:
+                raise UserError(
+                    f"data.split: by {plan.by} gives {split} no row out of {sum(sizes.values())}; "
+                    f"change `data.split` or bring more rows"
+                )
+        self._progress.say(f"split by {plan.by}: " + ", ".join(f"{split} {rows:,}" for split, rows in sizes.items()))
+
+    def _label_times(self, plan: SplitPlan) -> tuple[dict[str, LabelTimes], datetime | None]:
+        """When each split's labels are looked at, and the instant for train, where it masks anything."""
+        log = self._log
+        times = LabelTimes(log.columns.time, log.maturity, log.known_at, log.observed_until)
+        timed = any(task.label in log.maturity or task.label in log.known_at for task in self._tasks.values())
+        as_of = plan.validation_start if timed and self._data.split.labels_as_of == "validation_start" else None
+        if timed:
+            self._warnings += plan.warnings
+        train = labels_as_of(times, as_of)
+        return {"train": train, "validation": times, "test": times}, as_of
+
+    def _label(
+        self, staged: Mapping[str, list[StagedPart]], times: Mapping[str, LabelTimes]
+    ) -> tuple[dict[str, list[Path]], dict[str, LabelCounts]]:
+        labelled: dict[str, list[Path]] = {}
+        counts: dict[str, LabelCounts] = {}
+        folder = self._work / "labelled"
+        folder.mkdir()
+        total = sum(part.rows for parts in staged.values() for part in parts)
+        with self._progress.bar("labels and masks", total) as bar:
+            for split, parts in staged.items():
+                labelled[split], counts[split] = [], LabelCounts(self._tasks)
+                for part in parts:
+                    frame = load_part(part, seed=self._data.split.seed)
+                    frame = encode_labels(frame.lazy(), self._tasks, times[split]).collect()
+                    counts[split].add(frame)
+                    path = folder / f"{split}-{part.number:05}.parquet"
+                    frame.write_parquet(path, compression="lz4")
+                    for file in part.files:
+                        file.unlink()
+                    labelled[split].append(path)
+                    bar.advance(part.rows)
+        return labelled, counts
+
+    # The shards: encoded rows, and beside validation and test their raw twins.
+
+    def _write(
+        self,
+        labelled: Mapping[str, list[Path]],
+        counts: Mapping[str, LabelCounts],
+        schema: Schema,
+        statistics: Statistics,
+    ) -> dict[str, SplitSummary]:
+        encoder = Encoder(schema, statistics)
+        splits = {}
+        with self._progress.bar("encoding", sum(split.rows for split in counts.values())) as bar:
+            for split, paths in labelled.items():
+                shards: list[Shard] = []
+                raw_shards: list[Shard] = []
+                instants: list[datetime] = []
+                for number, path in enumerate(paths):
+                    frame = pl.read_parquet(path)
+                    part = f"{split}/part-{number:05}.parquet"
+                    shards.append(write_shard(self._encoded(frame, encoder), self._building, part))
+                    if split != "train":
+                        raw = frame.select(self._raw_columns(schema))
+                        raw_shards.append(write_shard(raw, self._building, f"raw/{part}"))
+                    if self._log.columns.time is not None:
+                        times = frame[self._log.columns.time].drop_nulls()
+                        instants += [t for t in (times.min(), times.max()) if isinstance(t, datetime)]
+                    path.unlink()
+                    bar.advance(frame.height)
+                splits[split] = SplitSummary(
+                    rows=counts[split].rows,
+                    shards=tuple(shards),
+                    raw_shards=tuple(raw_shards),
+                    tasks=counts[split].summaries(),
+                    time_range=(_iso_in_utc(min(instants)), _iso_in_utc(max(instants))) if instants else None,
+                )
+        return splits
+
+    def _encoded(self, frame: pl.DataFrame, encoder: Encoder) -> pl.DataFrame:
+        labels = [f"{kind}:{name}" for name in self._tasks for kind in ("label", "observed")]
+        labels += [f"weight:{name}" for name, task in self._tasks.items() if task.weight_column is not None]
+        rest = frame.select(*labels, self._group(frame), "row")
+        return pl.concat((encoder.rows(frame), rest), how="horizontal")
+
+    def _group(self, frame: pl.DataFrame) -> pl.Series:
+        """The user as a number; a row without a user is alone in its group."""
+        alone = -1 - frame["row"]
+        user = self._log.columns.user
+        if user is None:
+            return alone.alias("group")
+        texts = frame.select(canonical(pl.col(user), frame.schema[user]))[user]
+        # 63 of the hash's bits, so that the number is not negative.
+        users = (stable_hash(texts) // 2).cast(pl.Int64)
+        return users.zip_with(users.is_not_null(), alone).alias("group")
+
+    # What a person should know.
+
+    def _warn_of_features(self, schema: Schema, statistics: Statistics) -> None:
+        for name, number in statistics.numbers.items():
+            if not number.count:
+                self._warnings.append(f"features.{name}: column {schema[name].column!r} is missing in every train row")
+        for name, vocabulary in statistics.tables.items():
+            if not vocabulary.values:
+                rare = f", {vocabulary.dropped} being rarer than `min_count`" if vocabulary.dropped else ""
+                self._warnings.append(
+                    f"features.{schema.tables[name].features[0]}: table {name!r} keeps no value{rare}"
+                )
+
+    def _warn_of_labels(self, splits: Mapping[str, SplitSummary], plan: SplitPlan, as_of: datetime | None) -> None:
+        for split, summary in splits.items():
+            for name, counted in summary.tasks.items():
+                if not counted.observed:
+                    advice = self._advice(self._tasks[name], counted, split, as_of)
+                    self._warnings.append(f"task {name} has no observed row in {split}: {advice}")
+                elif split == "train" and counted.positives == 0:
+                    self._warnings.append(f"task {name} has no positive row in train: check tasks.{name}.label")
+
+    def _advice(self, task: Task, counted: TaskSummary, split: str, as_of: datetime | None) -> str:
+        """Why a task is masked throughout, and the setting to change."""
+        reason = max(counted.masked, key=lambda reason: counted.masked[reason], default="missing")
+        rows = f"{counted.masked.get(reason, 0):,} rows are {reason.replace('_', ' ')}"
+        if reason == "immature" and split == "train" and as_of is not None:
+            return (
+                f"{rows} as of the beginning of validation at {_iso(as_of)}; set data.split.labels_as_of: log_end, "
+                "shorten the windows in data.source, or bring a longer log"
+            )
+        if reason == "immature":
+            return (
+                f"{rows}, their windows closing after observed_until ({_iso(self._log.observed_until)}); set a later "
+                "observed_until in data.source if events were recorded longer, shorten the windows, or raise data.split"
+                f".{'validation' if split == 'train' else split} so that earlier rows belong to it"
+            )
+        if reason == "invalid":
+            field = {"ordinal": "levels", "multiclass": "classes", "regression": "range"}.get(task.kind, "kind")
+            return f"{rows} (column {task.label!r}); check tasks.{task.name}.{field}"
+        if reason == "not_applicable":
+            other = task.parent or (task.observed.when if task.observed else "")
+            field = "parent" if task.parent else "observed.when"
+            return f"{rows}, for {other} is nowhere observed{'' if task.parent else ' and positive'}; check {field}"
+        if reason == "contradiction":
+            return f"{rows}: positive where {task.parent} is 0; check tasks.{task.name}.parent"
+        return f"{rows} (column {task.label!r}); check tasks.{task.name}.label"
+
+    def _publish_rejects(self) -> None:
+        for path, name in _rejected_names(self._log.rejected_files):
+            (self._building / "rejected").mkdir(exist_ok=True)
+            shutil.copyfile(path, self._building / "rejected" / name)
+        for source, reasons in self._log.rejected.items():
+            if sum(reasons.values()):
+                told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
+                self._progress.say(f"{source}: quarantined under rejected/: {told}")
+        for event, missed in self._log.unattributed.items():
+            if sum(missed.values()):
+                told = ", ".join(f"{count:,} {reason}" for reason, count in missed.items() if count)
+                self._progress.say(f"{event}: events that belong to no impression: {told}")
+
+
+# Whether to build.
+
+
+def _hashed(inputs: Mapping[str, Path], progress: Progress) -> dict[str, str]:
+    total = sum(path.stat().st_size for path in inputs.values()) if inputs else 0
+    found = {}
+    with progress.bar("hashing inputs", total // 1_000_000, unit="MB") as bar:
+        for name, path in sorted(inputs.items()):
+            found[name] = file_hash(path)
+            bar.advance(path.stat().st_size // 1_000_000)
+    return found
+
+
+def _stamps(inputs: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
+    return {name: (path.stat().st_size, path.stat().st_mtime_ns) for name, path in inputs.items()}
+
+
+def _fingerprint(
+    data: DataConfig, features: Sequence[Feature] | None, tasks: Sequence[Task], hashes: Mapping[str, str]
+) -> str:
+    described = {
+        "version": VERSION,
+        "data": data.model_dump(mode="json", exclude={"prepared"}),
+        "features": None if features is None else [feature.model_dump(mode="json") for feature in features],
+        "tasks": [task.model_dump(mode="json") for task in tasks],
+        "inputs": dict(hashes),
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _existing(place: Path, fingerprint: str, folder: Path, progress: Progress) -> Manifest | None:
+    """The dataset that is there, if it is the one asked for and no file of it is gone or cut."""
+    if not (place / "manifest.json").exists():
+        return None
+    try:
+        manifest = Manifest.read_from(place)
+        if manifest.fingerprint != fingerprint:
+            progress.say(f"{folder}: the inputs or the config changed since it was prepared; preparing again")
+            return None
+        if Statistics.load(place / "statistics").fingerprint() != manifest.statistics:
+            raise RunError(f"{folder}/statistics: not those of the manifest")
+        for split in manifest.splits.values():
+            for shard in (*split.shards, *split.raw_shards):
+                if pq.read_metadata(inside(place, shard.path)).num_rows != shard.rows:
+                    raise RunError(f"{folder / shard.path}: not the rows of the manifest")
+    except (RunError, OSError, pa.ArrowException) as error:
+        progress.warn(f"{folder}: damaged ({error}); preparing again")
+        return None
+    return manifest
+
+
+# The folder: whole or not at all.
+
+
+def _refuse_foreign(place: Path, folder: Path) -> None:
+    """Nothing that recmtl did not write is ever removed."""
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise UserError(f"data.prepared: {folder} is a file; name a folder of its own for the prepared dataset")
+    found = {path.name for path in place.iterdir()}
+    if found and not _is_dataset(place):
+        raise UserError(
+            f"data.prepared: {folder} is not empty and holds no prepared dataset; name another folder, or empty it"
+        )
+    other = sorted(name for name in found - _OURS if not name.startswith("."))
+    if other:
+        raise UserError(
+            f"data.prepared: {folder} holds {other[0]!r} beside a prepared dataset, and would be replaced whole; "
+            "move it elsewhere"
+        )
+
+
+def _is_dataset(place: Path) -> bool:
+    try:
+        found = json.loads((place / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"fingerprint", "splits", "statistics"} <= set(found)
+
+
+def _beside(place: Path, what: str) -> Path:
+    return place.with_name(f".{place.name}.{what}")
+
+
+@contextmanager
+def _locked(place: Path, folder: Path, progress: Progress) -> Iterator[None]:
+    lock = FileLock(_beside(place, "lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.say(f"{folder}: another process is preparing it; waiting")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _recover(place: Path) -> None:
+    """Clear up after a killed run; the lock is ours, so no other is at work."""
+    old = _beside(place, "old")
+    if old.exists() and not place.exists():
+        old.replace(place)  # killed between the two renames of _swap
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_beside(place, "building"), ignore_errors=True)
+
+
+def _swap(building: Path, place: Path) -> None:
+    old = _beside(place, "old")
+    if place.exists():
+        place.replace(old)
+    try:
+        building.replace(place)
+    except OSError:
+        if old.exists():
+            old.replace(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# Quarantine.
+
+
+def _refuse_rejects(log: LabelledLog, most: float, place: Path, folder: Path) -> None:
+    for name, reasons in log.rejected.items():
+        count, read = sum(reasons.values()), log.read.get(name, 0)
+        if count <= most * read:
+            continue
+        kept = place.with_name(f"{place.name}.rejected")
+        kept.mkdir(exist_ok=True)
+        for path, file in _rejected_names(log.rejected_files):
+            shutil.copyfile(path, kept / file)
+        reason = max(reasons, key=lambda reason: reasons[reason])
+        raise UserError(
+            f"{name}: {count:,} of {read:,} rows ({count / max(read, 1):.1%}) are unusable, mostly {reason!r} "
+            f"({reasons[reason]:,}), and data.max_rejected allows {most:.1%}; they are in "
+            f"{folder.with_name(f'{folder.name}.rejected')}; mend the input or the source's settings, or raise it"
+        )
+
+
+def _rejected_names(files: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """The files with names of their own: two may be called the same in different folders."""
+    taken: set[str] = set()
+    for path in files:
+        name, number = path.name, 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}-{number}{path.suffix}"
+        taken.add(name)
+        yield path, name
+
+
+def _remove_rejects(place: Path) -> None:
+    """Remove what an earlier refused run quarantined."""
+    kept = place.with_name(f"{place.name}.rejected")
+    if kept.is_dir():
+        for path in kept.glob("*.parquet"):
+            path.unlink()
+        if not any(kept.iterdir()):
+            kept.rmdir()
+
+
+def _iso(value: datetime | None) -> str | None:
+    return None if value is None else _iso_in_utc(value)
+
+
+def _iso_in_utc(value: datetime) -> str:
+    value = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    return value.isoformat()
