@@ -9,6 +9,7 @@ from recmtl.evaluation.baseline import baseline
 from recmtl.evaluation.evaluate import TaskMetrics, evaluate
 from recmtl.evaluation.optimum import optimum
 from recmtl.evaluation.record import evaluation_record
+from recmtl.evaluation.report import summary_table, write_report
 from recmtl.evaluation.score import Scored, score
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "evaluation_record",
     "optimum",
     "score",
+    "summary_table",
+    "write_report",
 ]

@@ -6,7 +6,9 @@ are not). A metric sees a replicate as row weights. All systems and metrics see 
 paired. The interval is the percentile one. It says nothing about another training seed or another week of data.
 """
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,6 +19,9 @@ from recmtl.metrics import METRICS, Examples
 from recmtl.metrics.base import FloatArray
 
 __all__ = ["Resampled", "Sample", "bootstrap", "clusters_of", "interval", "paired"]
+
+MAX_THREADS = 8
+"""NumPy leaves the interpreter's lock for most of a metric, but not for all of it."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -45,17 +50,21 @@ def clusters_of(group: NDArray[np.int64] | None, rows: int) -> tuple[NDArray[np.
 
 
 def bootstrap(samples: Sequence[Sample[Key]], clusters: int, *, replicates: int, seed: int) -> Resampled[Key]:
-    """Every metric of every sample on the same draws of clusters; NaN throughout where there are fewer than two."""
-    random = np.random.default_rng(seed)
-    prepared = [
-        (sample, [(name, METRICS[name].by_weight(sample.rows)) for name in sample.metrics]) for sample in samples
-    ]
+    """Every metric of every sample on the same draws of clusters; NaN throughout where there are fewer than two.
+
+    A draw is a function of ``seed`` and its number alone, so that threads share the work and change nothing.
+    """
     found: Resampled[Key] = {
         (sample.key, name): np.full(replicates, np.nan) for sample in samples for name in sample.metrics
     }
     if clusters < 2:
         return found
-    for replicate in range(replicates):
+    prepared = [
+        (sample, [(name, METRICS[name].by_weight(sample.rows)) for name in sample.metrics]) for sample in samples
+    ]
+
+    def draw(replicate: int) -> None:
+        random = np.random.default_rng((seed, replicate))
         drawn = np.bincount(random.integers(0, clusters, clusters), minlength=clusters).astype(np.float64)
         for sample, metrics in prepared:
             weight = drawn[sample.cluster]
@@ -63,6 +72,10 @@ def bootstrap(samples: Sequence[Sample[Key]], clusters: int, *, replicates: int,
                 value = value_at(weight)
                 if value is not None:
                     found[sample.key, name][replicate] = value
+
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="recmtl-bootstrap") as threads:
+        for _ in threads.map(draw, range(replicates)):
+            pass
     return found
 
 

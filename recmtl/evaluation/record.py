@@ -26,12 +26,13 @@ from recmtl.evaluation.evaluate import Target, TaskMetrics, evaluate, examples, 
 from recmtl.evaluation.intervals import Resampled, Sample, bootstrap, clusters_of, interval, paired
 from recmtl.evaluation.optimum import Truth, main_effects, optimum, share_of_attainable, true_predictions
 from recmtl.evaluation.score import Scored
+from recmtl.metrics import METRICS, metrics_for
 from recmtl.metrics.base import FloatArray
 from recmtl.metrics.ece import reliability
 from recmtl.statistics import Statistics
-from recmtl.tasks import TaskKind, Tasks
+from recmtl.tasks import Tasks
 
-__all__ = ["CONFIDENCE", "HEADLINES", "REPLICATES", "evaluation_record"]
+__all__ = ["CONFIDENCE", "NOT_RESAMPLED", "REPLICATES", "evaluation_record"]
 
 CONFIDENCE = 0.95
 """Of all intervals."""
@@ -39,14 +40,10 @@ REPLICATES = 300
 """Draws of the bootstrap: the ends of a 95 % interval are then uncertain by about a tenth of its width."""
 RELIABILITY_BINS = 10
 """Rows of a calibration table."""
-HEADLINES: Mapping[TaskKind, tuple[str, ...]] = {
-    "binary": ("auc", "user_auc", "log_loss", "normalised_entropy", "calibration"),
-    "regression": ("rmse", "mae", "spearman"),
-    "ordinal": ("rmse", "mae", "spearman", "kappa"),
-    "multiclass": ("log_loss", "accuracy"),
-}
-"""The metrics that are given an interval."""
-_WITHOUT_RANKING = ("auc", "user_auc", "spearman", "macro_auc")
+NOT_RESAMPLED = frozenset({"ece"})
+"""A mean of absolute values, which a resampled noise only raises: its percentiles would lie above the figure."""
+_RANKING = frozenset({"auc", "user_auc", "pr_auc", "spearman", "macro_auc"})
+"""Constant where predictions are, as the baseline's: not worth resampling."""
 
 _SYSTEMS = ("model", "baseline", "optimum")
 _Key = tuple[str, str]
@@ -76,7 +73,7 @@ def evaluation_record(
         known = (truth or {}).get(split)
         record[split] = evaluate(rows, tasks)
         by_system = {"baseline": baseline(rows, tasks, statistics)}
-        if known is not None:
+        if known:
             by_system["optimum"] = optimum(rows, tasks, known)
         prefix = "" if split == "test" else f"{split}_"
         record |= {f"{prefix}{system}": values for system, values in by_system.items()}
@@ -101,7 +98,7 @@ def _in_depth(
     seed: int,
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"reliability": _reliability(scored, tasks)}
-    if truth is not None:
+    if truth:
         found["main_effects"] = main_effects(scored, tasks, truth)
         found["share_of_attainable"] = _shares(record[split], record["optimum"])
     if replicates:
@@ -109,9 +106,8 @@ def _in_depth(
         samples = []
         for target in targets(tasks):
             for system, prediction in _systems(scored, target, statistics, truth).items():
-                names = HEADLINES[target.task.kind]
-                if system == "baseline":
-                    names = tuple(name for name in names if name not in _WITHOUT_RANKING)
+                skipped = NOT_RESAMPLED | (_RANKING if system == "baseline" else frozenset())
+                names = [metric.name for metric in metrics_for(target.task.kind) if metric.name not in skipped]
                 rows = examples(scored, target, prediction)
                 samples.append(Sample((system, target.key), rows, cluster[target.rows(scored)], names))
         drawn = bootstrap(samples, clusters, replicates=replicates, seed=seed)
@@ -134,7 +130,7 @@ def _systems(
     constant = baseline_predictions(len(scored), target, statistics)
     if constant is not None:
         found["baseline"] = constant
-    true = None if truth is None else true_predictions(scored, target, truth)
+    true = None if not truth else true_predictions(scored, target, truth)
     if true is not None:
         found["optimum"] = true
     return found
@@ -146,7 +142,7 @@ def _intervals(drawn: Resampled[_Key], samples: list[Sample[_Key]]) -> dict[str,
         system, key = sample.key
         for metric in sample.metrics:
             found.setdefault(system, {}).setdefault(key, {})[metric] = _ends(drawn[sample.key, metric])
-            if system != "model":
+            if system != "model" and METRICS[metric].higher_is_better is not None:
                 difference = paired(drawn, ("model", key), sample.key, metric)
                 found.setdefault(f"model_minus_{system}", {}).setdefault(key, {})[metric] = _ends(difference)
         if system == "optimum" and "auc" in sample.metrics:

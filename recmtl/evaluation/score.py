@@ -1,7 +1,8 @@
 """A model's predictions beside the labels, for a whole split. In: model and loader. Out: :class:`Scored`, in NumPy."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,20 +87,21 @@ def _finite(name: str, values: torch.Tensor) -> NDArray[np.float32]:
 
 
 def _scored(columns: Mapping[str, list[NDArray[np.generic]]], loader: Loader) -> Scored:
-    tasks = loader.tasks
-    by_role: dict[str, dict[str, str]] = {
-        "predictions": {name: "float32" for task in tasks for name in tasks.prediction_columns(task)},
-        "labels": dict.fromkeys(tasks, "float32"),
-        "observed": dict.fromkeys(tasks, "bool"),
-        "weights": {name: "float32" for name, task in tasks.items() if task.weight_column is not None},
-    }
-
-    def joined(name: str, dtype: str) -> NDArray[np.generic]:
+    def joined(name: str, dtype: str) -> NDArray[Any]:
         return np.concatenate([np.empty(0, dtype), *columns.get(name, [])]).astype(dtype, copy=False)
 
-    found = {
-        role: {name: joined(f"{role}:{name}", dtype) for name, dtype in names.items()}
-        for role, names in by_role.items()
-    }
-    group = joined("group", "int64") if loader.manifest.columns.user is not None else None
-    return Scored(group=group, row=joined("row", "int64"), **found)  # type: ignore[arg-type]
+    def role(prefix: str, names: Iterable[str], dtype: str = "float32") -> dict[str, NDArray[Any]]:
+        return {name: joined(f"{prefix}:{name}", dtype) for name in names}
+
+    tasks = loader.tasks
+    predicted = [name.removeprefix("predictions:") for name in columns if name.startswith("predictions:")]
+    return Scored(
+        predictions=role(
+            "predictions", predicted or [name for task in tasks for name in tasks.prediction_columns(task)]
+        ),
+        labels=role("labels", tasks),
+        observed=role("observed", tasks, "bool"),
+        weights=role("weights", [name for name, task in tasks.items() if task.weight_column is not None]),
+        group=joined("group", "int64") if loader.manifest.columns.user is not None else None,
+        row=joined("row", "int64"),
+    )

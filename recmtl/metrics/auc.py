@@ -1,29 +1,26 @@
 """Area under the ROC curve: the chance that a positive row is ranked above a negative one, a tie counting half.
 
-The Mann-Whitney statistic by its definition, exact, from one sort. Undefined where one class is absent.
+The Mann-Whitney statistic, exact: every positive row wins against the negative ones below it, and half against those
+that are level with it. Undefined where one class is absent.
 """
 
 import numpy as np
 
-from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted, run_ends
+from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted, by_class
 
 __all__ = ["AUC"]
 
 
 def _prepare(examples: Examples) -> Weighted:
-    order = np.argsort(examples.prediction, kind="stable")
-    ends = run_ends(examples.prediction[order])
-    positive = examples.label[order]
-    negative = 1 - positive
+    positives, negatives = by_class(examples)
+    ranked = examples.prediction[negatives]
+    below = np.searchsorted(ranked, examples.prediction[positives], side="left")
+    up_to = np.searchsorted(ranked, examples.prediction[positives], side="right")
 
     def auc(weight: FloatArray) -> float | None:
-        sorted_weight = weight[order]
-        positives = np.cumsum(sorted_weight * positive)[ends]
-        negatives = np.cumsum(sorted_weight * negative)[ends]
-        if positives[-1] == 0 or negatives[-1] == 0:
-            return None
-        twice_won = (positives[1:] - positives[:-1]) @ (negatives[1:] + negatives[:-1]) + positives[0] * negatives[0]
-        return float(twice_won / (2 * positives[-1] * negatives[-1]))
+        mine, theirs = weight[positives], np.append(0.0, np.cumsum(weight[negatives]))
+        total = mine.sum() * theirs[-1]
+        return float(mine @ (theirs[below] + theirs[up_to]) / (2 * total)) if total > 0 else None
 
     return auc
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from recmtl.tasks import TaskKind
 
-__all__ = ["Examples", "FloatArray", "Metric", "Weighted", "run_ends"]
+__all__ = ["Examples", "FloatArray", "Metric", "Weighted", "by_class", "run_ends"]
 
 FloatArray = NDArray[np.float64]
 Weighted = Callable[[FloatArray], float | None]
@@ -90,3 +90,12 @@ def _undefined(weight: FloatArray) -> None:
 def run_ends(values: NDArray[Any]) -> NDArray[np.intp]:
     """Of sorted values (N,), N ≥ 1: the position of the last row of every run of equal ones."""
     return np.append(np.flatnonzero(values[1:] != values[:-1]), values.size - 1)
+
+
+def by_class(examples: Examples) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The positive and the negative rows of a binary task, each by rising prediction."""
+    positives, negatives = np.flatnonzero(examples.label == 1), np.flatnonzero(examples.label != 1)
+    return (
+        positives[np.argsort(examples.prediction[positives], kind="stable")],
+        negatives[np.argsort(examples.prediction[negatives], kind="stable")],
+    )

@@ -6,24 +6,25 @@ too kind: Davis and Goadrich 2006). Undefined where there is no positive.
 
 import numpy as np
 
-from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted, run_ends
+from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted, by_class
 
 __all__ = ["PR_AUC"]
 
 
 def _prepare(examples: Examples) -> Weighted:
-    order = np.argsort(-examples.prediction, kind="stable")
-    ends = run_ends(examples.prediction[order])
-    positive = examples.label[order]
+    positives, negatives = (rows[::-1] for rows in by_class(examples))
+    falling = -examples.prediction[positives]
+    hits = np.searchsorted(falling, falling, side="right")  # positives, and negatives, at a positive's threshold
+    misses = np.searchsorted(-examples.prediction[negatives], falling, side="right")
 
     def average_precision(weight: FloatArray) -> float | None:
-        sorted_weight = weight[order]
-        rows = np.cumsum(sorted_weight)[ends]
-        positives = np.cumsum(sorted_weight * positive)[ends]
-        if positives[-1] == 0:
+        mine = weight[positives]
+        found = np.cumsum(mine)[hits - 1]
+        wrong = np.append(0.0, np.cumsum(weight[negatives]))[misses]
+        if not mine.sum() > 0:
             return None
-        precision = positives / np.where(rows > 0, rows, 1)
-        return float(np.diff(positives, prepend=0) @ precision / positives[-1])
+        counted = mine > 0
+        return float(mine[counted] @ (found[counted] / (found + wrong)[counted]) / mine.sum())
 
     return average_precision
 

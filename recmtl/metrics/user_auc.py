@@ -7,7 +7,7 @@ AUCs weighted by their rows, over the users who have both classes. Undefined whe
 import numpy as np
 from numpy.typing import NDArray
 
-from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted, run_ends
+from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted
 
 __all__ = ["USER_AUC", "users_with_both"]
 
@@ -17,33 +17,35 @@ def _prepare(examples: Examples) -> Weighted:
         return lambda weight: None
     user, both = _users(examples.group, examples.label)
     rows = np.flatnonzero(both[user])
-    if not rows.size:
-        return lambda weight: None
-    order = rows[np.lexsort((examples.prediction[rows], user[rows]))]
-    user_ends = run_ends(user[order])
-    user_starts = np.append(0, user_ends[:-1] + 1)
-    ends = np.union1d(run_ends(examples.prediction[order]), user_ends)  # of runs of equal predictions of one user
-    starts = np.append(0, ends[:-1] + 1)
-    first_run = np.searchsorted(ends, user_starts)
-    runs = np.diff(np.append(first_run, ends.size))
-    positive = examples.label[order]
-    negative = 1 - positive
+    rows = rows[np.lexsort((examples.prediction[rows], user[rows]))]
+    user, prediction, positive = user[rows], examples.prediction[rows], examples.label[rows] == 1
+    positives, negatives = rows[positive], rows[~positive]
+    # Negatives before a row's user, before its run of equal predictions of one user, and up to the run's end.
+    before = np.append(0, np.cumsum(~positive))
+    starts = np.append(True, (user[1:] != user[:-1]) | (prediction[1:] != prediction[:-1]))[: rows.size]
+    run = np.cumsum(starts) - 1
+    edges = np.append(np.flatnonzero(starts), rows.size)
+    below, up_to = before[edges[run[positive]]], before[edges[run[positive] + 1]]
+    first = before[np.searchsorted(user, np.unique(user))]
+    mine_of, theirs_of = _numbered(user[positive]), _numbered(user[~positive])
 
     def user_auc(weight: FloatArray) -> float | None:
-        sorted_weight = weight[order]
-        in_run = np.add.reduceat(sorted_weight * positive, starts)
-        against = np.add.reduceat(sorted_weight * negative, starts)
-        positives, negatives = np.add.reduceat(in_run, first_run), np.add.reduceat(against, first_run)
-        counted = (positives > 0) & (negatives > 0)
+        mine, theirs = weight[positives], weight[negatives]
+        cumulative = np.append(0.0, np.cumsum(theirs))
+        won = np.bincount(mine_of, mine * ((cumulative[below] + cumulative[up_to]) / 2 - cumulative[first][mine_of]))
+        wins, losses = np.bincount(mine_of, mine), np.bincount(theirs_of, theirs)
+        counted = (wins > 0) & (losses > 0)
         if not counted.any():
             return None
-        below = np.cumsum(against)
-        before_user = np.repeat(below[first_run] - against[first_run], runs)
-        won = np.add.reduceat(in_run * (below - against / 2 - before_user), first_run)[counted]
-        size = (positives + negatives)[counted]
-        return float(size @ (won / (positives * negatives)[counted]) / size.sum())
+        size = (wins + losses)[counted]
+        return float(size @ (won[counted] / (wins * losses)[counted]) / size.sum())
 
     return user_auc
+
+
+def _numbered(sorted_users: NDArray[np.intp]) -> NDArray[np.intp]:
+    """(N,) users, sorted, as 0, 0, 1, 2, 2, …"""
+    return np.unique(sorted_users, return_inverse=True)[1]
 
 
 def users_with_both(examples: Examples) -> int | None:
