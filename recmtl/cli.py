@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "exit_code_of", "main"]
 
+# Typer carries a click of its own; this is that one's base class of wrong arguments.
+_UsageError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
 app = typer.Typer(
     name="recmtl",
     help="Train one recommender for several objectives at once: event logs in, a registered model out.",
@@ -47,12 +50,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B.C=VALUE", help="Replace one field of the config; may be given several times."),
 ]
-Output = Annotated[
-    Path | None, typer.Option("--output", metavar="DIR", help="The run's folder; by default runs/NAME.")
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Remove the run that is in the folder, and begin anew.")
-]
+Output = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="The run's folder; by default runs/NAME.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove the run that is in the folder, and begin anew.")]
 Model = Annotated[
     str | None,
     typer.Option("--model", metavar="PATH_OR_URI", help="A package's folder, or models:/NAME@ALIAS, models:/NAME/3."),
@@ -240,16 +239,14 @@ def exit_code_of(*, debug: bool = False) -> Iterator[None]:
     Raises:
         SystemExit: with that code.
     """
-    import click
-
     try:
         yield
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
+    except _UsageError as error:
+        error.show()  # type: ignore[attr-defined]
         sys.exit(2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; the same command goes on from the last checkpoint", debug)
         sys.exit(130)
     except BrokenPipeError:

@@ -1,0 +1,515 @@
+"""The only wiring of the rooms: config in; prepare, train, evaluate, register, predict out.
+
+The command line, the Python API and the pipelines are thin callers of these functions. Each stage notes in the run's
+folder that it is done, so that the same call after a kill goes on where the last one was.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recmtl.balancing import build_balancer
+from recmtl.config import RunConfig, load_config
+from recmtl.doctor import require_trio
+from recmtl.errors import NotRegisteredError, UserError
+from recmtl.etl.prepare import Prepared
+from recmtl.etl.prepare import prepare as prepare_data
+from recmtl.etl.truth import read_truth
+from recmtl.evaluation import Scored, evaluation_record, score, summary_table, write_report
+from recmtl.evaluation import evaluate as measure
+from recmtl.loading import Loader
+from recmtl.manifest import Manifest
+from recmtl.model import Model, build_model
+from recmtl.package import Predictions, load_package, save_package
+from recmtl.progress import Progress, Silent
+from recmtl.runs import RunFolder, open_run, write_atomically
+from recmtl.statistics import Statistics
+from recmtl.tracking import RegisteredVersion, Tracker, open_tracker, redact, resolved, store_uri
+from recmtl.tracking import sync as sync_tracking
+from recmtl.tracking.base import Status
+from recmtl.training import make_tables, resolve_device
+from recmtl.training import train as train_model
+
+__all__ = ["Place", "Predictions", "RunResult", "evaluate", "predict", "prepare", "run", "sync", "train"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Something a run left behind."""
+
+    what: str
+    where: str
+    command: str
+    """What opens it, from any folder."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a stage left in a run's folder."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    """``metrics.json``: validation, test, baseline, optimum, intervals, rows, seconds; what there is so far."""
+    manifest: Manifest | None = None
+    registered: RegisteredVersion | None = None
+    notes: tuple[str, ...] = ()
+    """Sentences for a person."""
+    header: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    """The figures as a table of text."""
+    places: tuple[Place, ...] = ()
+    """Where the model, the report and the tracking store are."""
+
+
+def prepare(config: RunConfig, *, output: Path | None = None, progress: Progress | None = None) -> Prepared:
+    """Turn raw logs into a prepared dataset; what is prepared already is left as it is.
+
+    Args:
+        config: the run.
+        output: where to, instead of ``data.prepared``.
+        progress: where to show it; nowhere by default.
+
+    Raises:
+        UserError: the logs, or their description in the config, are wrong.
+    """
+    return prepare_data(
+        config.data,
+        config.explicit_features,
+        config.tasks,
+        name=config.name,
+        folder=output,
+        progress=progress or Silent(),
+    )
+
+
+def train(
+    config: RunConfig, *, output: Path | None = None, overwrite: bool = False, progress: Progress | None = None
+) -> RunResult:
+    """Prepare what is not prepared, train, write the package and the validation metrics.
+
+    Args:
+        config: the run.
+        output: the run's folder; by default the config's.
+        overwrite: remove the run that is in the folder first.
+        progress: where to show it; nowhere by default.
+
+    Raises:
+        UserError: the config, its data, or the folder (it holds another run) is wrong.
+        RunError: the run failed; the same call goes on from its last checkpoint.
+    """
+    with _job(config, output, overwrite, progress or Silent()) as job:
+        if job.folder.is_done("train"):
+            job.say(f"{job.folder.path}: trained already, nothing to do; --overwrite trains anew")
+        else:
+            _train(job)
+        return job.result()
+
+
+def run(
+    config: RunConfig, *, output: Path | None = None, overwrite: bool = False, progress: Progress | None = None
+) -> RunResult:
+    """The main job: prepare, train, evaluate on test, register. Arguments and errors as for :func:`train`.
+
+    Raises:
+        NotRegisteredError: trained and kept, but the tracking server was away.
+    """
+    with _job(config, output, overwrite, progress or Silent()) as job:
+        if job.folder.is_done("run"):
+            job.say(f"{job.folder.path}: finished already, nothing to do; --overwrite begins anew")
+            return job.result()
+        if not job.folder.is_done("train"):
+            _train(job)
+        if not job.folder.is_done("evaluate"):
+            _evaluate(job)
+        _register(job)
+        job.folder.finish("run")
+        return job.result()
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    model: str | None = None,
+    tracking_uri: str | None = None,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Evaluate on the config's validation and test rows.
+
+    Args:
+        config: the run.
+        model: another model, as a package's folder or a registry URI: it encodes the raw rows with its own statistics.
+            None evaluates this config's own run.
+        tracking_uri: the store of a URI.
+        output: the run's folder; with ``model``, where its metrics and report go (by default the run's folder with
+            ``-evaluated`` added).
+        progress: where to show it; nowhere by default.
+
+    Raises:
+        UserError: nothing is trained here yet, or the model has no task in common with the config.
+    """
+    progress = progress or Silent()
+    if model is not None:
+        return _evaluate_other(config, model, tracking_uri, output, progress)
+    with _job(config, output, False, progress) as job:
+        if not job.folder.is_done("train"):
+            raise UserError(f"{job.folder.path}: nothing is trained here yet; `recmtl train` this config first")
+        _evaluate(job)
+        return job.result()
+
+
+def predict(
+    config: RunConfig | None = None,
+    *,
+    model: str | None = None,
+    inputs: Sequence[str] = (),
+    output: Path | None = None,
+    keep: Sequence[str] = (),
+    overwrite: bool = False,
+    tracking_uri: str | None = None,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Score raw rows in batches.
+
+    Args:
+        config: take its own run's model, and by default its test rows.
+        model: a package's folder or a registry URI, instead.
+        inputs: Parquet or CSV files, or glob patterns.
+        output: where the predictions go; by default ``predictions/`` in the config's run folder.
+        keep: columns to copy beside the predictions and the keys.
+        overwrite: replace predictions that are there.
+        tracking_uri: the store of a URI.
+        progress: where to show it; nowhere by default.
+
+    Raises:
+        UserError: no such model or input, or a column that cannot be what the model's schema says.
+    """
+    progress = progress or Silent()
+    if config is None:
+        if model is None:
+            raise UserError("predict: give a config or a model")
+        if not inputs:
+            raise UserError("predict: --input is missing: the Parquet or CSV files to score")
+        if output is None:
+            raise UserError("predict: --output is missing: the folder that the predictions go to")
+    else:
+        model = str(config.folder / "package")
+        if not (config.folder / "package").is_dir():
+            raise UserError(f"{config.folder}: nothing is trained here yet; `recmtl train` this config first")
+        inputs = inputs or [str(prepare(config, progress=progress).folder / "raw" / "test" / "*.parquet")]
+        output = output or config.folder / "predictions"
+    assert model is not None
+    with resolved(model, tracking_uri) as folder:
+        return load_package(folder).predict_files(
+            inputs, output, extra_keys=tuple(keep), overwrite=overwrite, progress=progress
+        )
+
+
+def sync(run_folder: Path, *, tracking_uri: str | None = None, progress: Progress | None = None) -> RunResult:
+    """Send a run that was kept locally to its tracking server, and register its model if that was asked for.
+
+    Raises:
+        UserError: there is no such run.
+        NotRegisteredError: the server is still away.
+    """
+    progress = progress or Silent()
+    if not (run_folder / "config.resolved.yaml").is_file():
+        raise UserError(f"{run_folder}: this is no run's folder (config.resolved.yaml is missing)")
+    config = load_config(run_folder / "config.resolved.yaml")
+    fingerprint = config.fingerprint()
+    with open_run(
+        run_folder, config=config.resolved(), config_yaml=config.to_yaml(), fingerprint=fingerprint
+    ) as folder:
+        synced = sync_tracking(run_folder, uri=tracking_uri, progress=progress)
+        registered = synced.registered[-1] if synced.registered else None
+        if folder.is_done("evaluate") and not folder.is_done("run"):
+            folder.finish("run")
+        if registered is not None:
+            folder.finish("register", _version_data(registered))
+        progress.say(f"{run_folder}: sent to {synced.uri}, run {synced.run_id}")
+        return _result(config, folder, None, (), uri=synced.uri)
+
+
+class _Job:
+    """A run under way: its folder, its prepared data, its tracker."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Progress) -> None:
+        self.config = config
+        self.folder = folder
+        self.prepared = prepared
+        self.manifest = prepared.manifest
+        self.progress = progress
+        self.statistics = Statistics.load(prepared.folder / "statistics")
+        self._notes: list[str] = []
+        self._tracker: Tracker | None = None
+
+    @property
+    def tracker(self) -> Tracker:
+        """The run's tracker, opened when first asked for: a finished run is not opened again to say that it is."""
+        if self._tracker is None:
+            self._tracker = open_tracker(
+                self.config.tracking, self.folder.tracking, name=self.config.name, progress=self.progress
+            )
+        return self._tracker
+
+    def leave(self, status: Status | None) -> None:
+        """The stage is over: with a status, so is the run."""
+        if self._tracker is None:
+            return
+        if status is None:
+            self._tracker.flush()
+        else:
+            self._tracker.finish(status)
+
+    def say(self, text: str) -> None:
+        """A sentence that also stands in the result."""
+        self._notes.append(text)
+
+    def loader(self, split: str, *, shuffle_seed: int | None = None) -> Loader:
+        """Batches of one split; validation and test in source order."""
+        training = self.config.training
+        return Loader(
+            self.prepared.folder,
+            self.manifest,
+            split,
+            batch_size=training.batch_size,
+            shuffle_seed=shuffle_seed,
+            window_rows=training.window_rows,
+            prefetch=training.prefetch,
+        )
+
+    def result(self) -> RunResult:
+        """What there is by now."""
+        return _result(self.config, self.folder, self.manifest, tuple(self._notes))
+
+
+@contextmanager
+def _job(config: RunConfig, output: Path | None, overwrite: bool, progress: Progress) -> Iterator[_Job]:
+    """Hold the run's folder, bind it to its prepared data, and open its tracker; a failure is told to the tracker."""
+    path = output or config.folder
+    opened = open_run(
+        path,
+        config=config.resolved(),
+        config_yaml=config.to_yaml(),
+        fingerprint=config.fingerprint(),
+        overwrite=overwrite,
+    )
+    with opened as folder:
+        with folder.timed("prepare"):
+            prepared = prepare(config, progress=progress)
+        folder.bind_data(prepared.manifest.fingerprint)
+        job = _Job(config, folder, prepared, progress)
+        try:
+            yield job
+        except KeyboardInterrupt:
+            job.leave("KILLED")
+            raise
+        except NotRegisteredError:
+            job.leave("FINISHED")
+            raise
+        except BaseException:
+            job.leave("FAILED")
+            raise
+        job.leave("FINISHED" if folder.is_done("run") else None)
+
+
+def _train(job: _Job) -> None:
+    require_trio()
+    config, manifest = job.config, job.manifest
+    schema, tasks = manifest.schema_, manifest.tasks_
+    seed = config.training.seed
+    device = resolve_device(config.training.device)
+    with job.folder.timed("train"):
+        _describe(job)
+        tables = make_tables(config.training.sparse, device)
+        model = build_model(config.model, schema, tasks, job.statistics, seed=seed, tables=tables).to(device)
+        validation = job.loader("validation")
+
+        def validate(current: Model) -> Mapping[str, Mapping[str, float | None]]:
+            return measure(score(current, validation, device=device), tasks)
+
+        trained = train_model(
+            model,
+            build_balancer(config.balancing, tasks=tuple(tasks), seed=seed),
+            job.loader("train", shuffle_seed=seed),
+            config.training,
+            folder=job.folder.checkpoints,
+            tracker=job.tracker,
+            validate=validate,
+            progress=job.progress,
+            identity=job.folder.identity,
+        )
+        save_package(
+            job.folder.package,
+            trained.model,
+            schema=schema,
+            tasks=tasks,
+            statistics=job.statistics,
+            columns=manifest.columns,
+            config=config.resolved(),
+            data=manifest.fingerprint,
+        )
+    with job.folder.timed("evaluate"):
+        record = evaluation_record(_score_package(job, "validation"), tasks, job.statistics, _truth(job, "validation"))
+    job.folder.finish("train", {"epochs": trained.epochs, "best_epoch": trained.best_epoch, "steps": trained.steps})
+    job.folder.update_metrics({**record, "rows": _rows(manifest), "history": trained.history})
+    _write_up(job)
+
+
+def _evaluate(job: _Job) -> None:
+    splits = ("validation", "test")
+    with job.folder.timed("evaluate"):
+        record = evaluation_record(
+            _score_package(job, *splits), job.manifest.tasks_, job.statistics, _truth(job, *splits)
+        )
+    job.folder.update_metrics({**record, "rows": _rows(job.manifest)})
+    steps = job.folder.detail("train")["steps"]
+    job.tracker.metrics(dict(_figures(record, "test")), step=steps)
+    job.folder.finish("evaluate")
+    _write_up(job)
+
+
+def _register(job: _Job) -> None:
+    registry = job.config.registry
+    if registry is None or job.folder.is_done("register"):
+        return
+    with job.folder.timed("register"):
+        version = job.tracker.register(job.folder.package, registry.model, registry.alias)
+    if version is None:
+        job.say(f"not registered as {registry.model}: tracking.enabled is false")
+        return
+    job.folder.finish("register", _version_data(version))
+
+
+def _evaluate_other(
+    config: RunConfig, model: str, tracking_uri: str | None, output: Path | None, progress: Progress
+) -> RunResult:
+    """Another model on this config's validation and test rows, from their raw columns."""
+    path = output or config.folder.with_name(f"{config.folder.name}-evaluated")
+    if (path / "run.json").exists():
+        raise UserError(f"--output {path}: this is a run's own folder; give another one for the figures of {model}")
+    prepared = prepare(config, progress=progress)
+    manifest, splits = prepared.manifest, ("validation", "test")
+    statistics = Statistics.load(prepared.folder / "statistics")
+    with resolved(model, tracking_uri) as folder:
+        package = load_package(folder, device=resolve_device(config.training.device))
+        scored = {
+            split: score(
+                package.model,
+                package.loader(prepared.folder, manifest, split),
+                device=package.device,
+                progress=progress,
+            )
+            for split in splits
+        }
+        truth = {split: read_truth(prepared.folder, manifest, split) for split in splits} if manifest.truth else None
+        record = evaluation_record(scored, package.tasks, statistics, truth)
+        metrics = {**record, "rows": _rows(manifest), "model": redact(model)}
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output {path}: cannot make this folder ({error.strerror})") from error
+        write_atomically(path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+        write_report(path / "report.md", name=config.name, manifest=manifest, metrics=metrics, config=config.resolved())
+    header, rows = summary_table(metrics)
+    places = (Place("report", str(path / "report.md"), f"less {_quoted((path / 'report.md').absolute())}"),)
+    return RunResult(path, metrics, manifest, None, (f"{redact(model)} on {prepared.folder}",), header, rows, places)
+
+
+def _score_package(job: _Job, *splits: str) -> dict[str, Scored]:
+    """What the package, as it will serve, predicts for splits of its own prepared data."""
+    package = load_package(job.folder.package, device=resolve_device(job.config.training.device))
+    return {
+        split: score(package.model, job.loader(split), device=package.device, progress=job.progress) for split in splits
+    }
+
+
+def _truth(job: _Job, *splits: str) -> dict[str, Mapping[str, Any]] | None:
+    if job.manifest.truth is None:
+        return None
+    return {split: read_truth(job.prepared.folder, job.manifest, split) for split in splits}
+
+
+def _rows(manifest: Manifest) -> dict[str, int]:
+    return {name: split.rows for name, split in manifest.splits.items()}
+
+
+def _describe(job: _Job) -> None:
+    """Tell the tracker what is run, on what data."""
+    config, manifest = job.config, job.manifest
+    job.tracker.params(config.resolved())
+    job.tracker.tags({"recmtl.data": manifest.fingerprint, "recmtl.folder": str(job.folder.path.absolute())})
+    job.tracker.dataset(
+        manifest.name, manifest.fingerprint, source=str(job.prepared.folder.absolute()), details=_rows(manifest)
+    )
+    job.tracker.artifact(job.folder.path / "config.resolved.yaml")
+
+
+def _write_up(job: _Job) -> None:
+    """Report and metrics as files of the run, here and in the tracking store."""
+    path = job.folder.path
+    metrics = job.folder.update_metrics({"seconds": job.folder.seconds})
+    write_report(
+        path / "report.md", name=job.config.name, manifest=job.manifest, metrics=metrics, config=job.config.resolved()
+    )
+    job.tracker.artifact(path / "metrics.json")
+    job.tracker.artifact(path / "report.md")
+
+
+def _figures(record: Mapping[str, Any], split: str) -> Iterator[tuple[str, float]]:
+    """``test/TASK/METRIC`` and so on, for the tracker; what is undefined is left out."""
+    for part in (split, "baseline", "optimum"):
+        for task, values in record.get(part, {}).items():
+            for metric, value in values.items():
+                if value is not None:
+                    yield f"{part if part == split else f'{split}_{part}'}/{task}/{metric}", float(value)
+
+
+def _result(
+    config: RunConfig, folder: RunFolder, manifest: Manifest | None, notes: tuple[str, ...], uri: str | None = None
+) -> RunResult:
+    metrics = folder.read_metrics()
+    header, rows = summary_table(metrics)
+    version = folder.detail("register")
+    registered = None if version is None else RegisteredVersion(**version)
+    places = tuple(_places(config, folder, registered, uri or _store(config)))
+    return RunResult(folder.path, metrics, manifest, registered, notes, header, rows, places)
+
+
+def _store(config: RunConfig) -> str | None:
+    return store_uri(config.tracking.uri) if config.tracking.enabled else None
+
+
+def _places(
+    config: RunConfig, folder: RunFolder, registered: RegisteredVersion | None, uri: str | None
+) -> Iterator[Place]:
+    """Where things are, and the command that opens each; absolute, so that it works from any folder."""
+    scripts = Path(sys.executable).parent
+    recmtl, path = _quoted(scripts / "recmtl"), folder.path.absolute()
+    if folder.is_done("train"):
+        prepared = (config.data.prepared or Path("data/prepared") / config.name).absolute()
+        model, store = str(path / "package"), ""
+        if registered is not None and uri is not None:
+            model, store = registered.uri, f" --tracking-uri {_quoted(redact(uri))}"
+        inputs = _quoted(f"{prepared}/raw/test/*.parquet")
+        to = f"--input {inputs} --output {_quoted(path / 'predictions')} --overwrite"
+        yield Place("model", model, f"{recmtl} predict --model {_quoted(model)}{store} {to}")
+        yield Place("report", str(path / "report.md"), f"less {_quoted(path / 'report.md')}")
+    if uri is not None and uri.startswith("http"):
+        yield Place("tracking", redact(uri), f"open {_quoted(redact(uri))}")
+    elif uri is not None:
+        shown = redact(uri)
+        yield Place("tracking", shown, f"{_quoted(scripts / 'mlflow')} server --backend-store-uri {_quoted(shown)}")
+
+
+def _quoted(text: object) -> str:
+    return shlex.quote(str(text))
+
+
+def _version_data(version: RegisteredVersion) -> dict[str, Any]:
+    return {"name": version.name, "version": version.version, "alias": version.alias}
