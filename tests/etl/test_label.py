@@ -28,7 +28,7 @@ def log(rows, *, value=False):
 
 def labels_of(tmp_path, impressions, events, follows, *, buckets=1, keys=(*PAIR, "request_id")):
     logs = {name: log(rows, value=follows[name].value is not None) for name, rows in events.items()}
-    found = label(log(impressions), logs, follows, keys, tmp_path / f"work-{random.random()}", buckets)  # noqa: S311
+    found = label(log(impressions), logs, follows, keys, tmp_path / f"work-{random.random()}", buckets)
     result = {}
     for name, labels in found.items():
         frame = labels.frame.collect().sort("row")
@@ -187,7 +187,7 @@ def by_hand(impressions, events, follows):
 
 def random_logs(seed):
     """Few users, items and instants, so that ties, repeats and near misses abound."""
-    draw = random.Random(seed)  # noqa: S311
+    draw = random.Random(seed)
 
     def rows(count, latest):
         for _ in range(count):
@@ -196,7 +196,8 @@ def random_logs(seed):
 
     shown = [(*row[:3], row[3] or "a", None) for row in rows(draw.randrange(25), 30)]
     events = {
-        name: list(rows(draw.randrange(20), latest)) for name, latest in (("click", 35), ("purchase", 60), ("rating", 90))
+        name: list(rows(draw.randrange(20), latest))
+        for name, latest in (("click", 35), ("purchase", 60), ("rating", 90))
     }
     pair, request, both = PAIR, ("request_id",), ("request_id", "item_id")
     follows = {
