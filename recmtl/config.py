@@ -227,8 +227,17 @@ def _explain(error: ValidationError, data: Any) -> str:
         return f"{path}.kind: this field is required{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return f"{message if not path or message.startswith(path) else f'{path}: {message}'}{more}"
+        return f"{_placed(message, path)}{more}"
     return f"{path}: {message[0].lower()}{message[1:]}, got {_short(first.get('input'))}{more}"
+
+
+def _placed(message: str, path: str) -> str:
+    """The message with its whole path in front, however much of the path it names itself."""
+    parts = path.split(".") if path else []
+    for start in range(len(parts)):
+        if message.startswith(".".join(parts[start:])):
+            return ".".join([*parts[:start], message])
+    return f"{path}: {message}" if path else message
 
 
 def _short(value: Any) -> str:
