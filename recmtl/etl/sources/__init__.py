@@ -11,5 +11,4 @@ SOURCES: dict[str, SourceKind] = {
     "kuairand": SourceKind(kuairand.KuaiRandConfig, kuairand.read, kuairand.inputs),
     "movielens": SourceKind(movielens.MovieLensConfig, movielens.read, movielens.inputs),
     "synthetic": SourceKind(synthetic.SyntheticConfig, synthetic.read, synthetic.inputs),
-    "synthetic": SourceKind(synthetic.SyntheticConfig, synthetic.read, synthetic.inputs),
 }
