@@ -402,8 +402,8 @@ class Package:
             progress: shows rows.
 
         Raises:
-            UserError: no such input; a column in ``extra_keys`` that an input lacks or that is called like a prediction;
-                rows that cannot be what the schema says (with the file); an output that is not empty.
+            UserError: no such input; a column in ``extra_keys`` that an input lacks, or that is called like a
+                prediction; rows that cannot be what the schema says (with the file); an output that is not empty.
         """
         files = find(inputs, "--input")
         _check_output(output, files, overwrite)
@@ -413,12 +413,13 @@ class Package:
             total = _rows_of(files)
             with progress.bar("predicting", total, "rows") as bar:
                 for number, (name, path) in enumerate(files.items()):
-                    for frame in self._raw_batches(name, path, Path(work) / str(number), extra_keys, batch_rows):
+                    for copied, frame in self._raw_batches(
+                        name, path, Path(work) / str(number), extra_keys, batch_rows
+                    ):
                         try:
                             predictions = self.predict(frame)
                         except UserError as error:
                             raise UserError(f"{name}: {error}") from error
-                        copied = frame.select(self._copied(name, frame.columns, extra_keys))
                         parts.write(pl.concat([copied, predictions], how="horizontal"))
                         rows += frame.height
                         bar.advance(frame.height)
@@ -439,8 +440,8 @@ class Package:
 
     def _raw_batches(
         self, name: str, path: Path, work: Path, extra_keys: Sequence[str], batch_rows: int
-    ) -> Iterator[pl.DataFrame]:
-        """One file's rows: the columns that the model reads, keys and kept ones; at least one frame, perhaps empty."""
+    ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        """One file's rows, as (columns to copy, columns that the model reads); at least once, perhaps without rows."""
         raw = scan({name: path}, "--input", work)
         if raw.malformed:
             raise UserError(
@@ -448,22 +449,27 @@ class Package:
             )
         present = raw.frame.collect_schema().names()
         copied = self._copied(name, present, extra_keys)
-        wanted = list(dict.fromkeys([*(c for c in self.schema.columns if c in present), *copied]))
-        source = next(work.glob("*.parquet")) if raw.text else path
-        typed = _typed_text(raw.frame, wanted, copied, self.statistics.columns) if raw.text else None
-        if not set(self.schema.columns) & set(present):
+        read = [column for column in self.schema.columns if column in present]
+        if not read:
             raise UserError(
-                f"{name}: it has none of the columns that the model reads ({', '.join(self.schema.columns[:5])}…), but "
-                f"{', '.join(present[:5])}…"
+                f"{name}: it has none of the columns that the model reads ({', '.join(self.schema.columns[:5])}, …), "
+                f"but {', '.join(present[:5])}"
             )
+        keys, features = [pl.col(column) for column in copied], [pl.col(column) for column in read]
+        source = path
+        if raw.text:
+            source = next(work.glob("*.parquet"))
+            keys = _typed_keys(raw.frame, copied)
+            features = [_typed(column, self.statistics.columns.get(column, "String")) for column in read]
         empty = True
         with pq.ParquetFile(source) as file:
-            for batch in file.iter_batches(batch_size=batch_rows, columns=wanted):
+            for batch in file.iter_batches(batch_size=batch_rows, columns=list(dict.fromkeys([*copied, *read]))):
                 frame = _from_arrow(batch)
-                yield frame if typed is None else frame.select(typed)
+                yield frame.select(keys), frame.select(features)
                 empty = False
         if empty:
-            yield raw.frame.select(wanted if typed is None else typed).clear().collect()
+            frame = raw.frame.clear().collect()
+            yield frame.select(keys), frame.select(features)
 
 
 class _Parts:
@@ -503,34 +509,32 @@ def _from_arrow(batch: pa.RecordBatch) -> pl.DataFrame:
     return frame
 
 
-def _typed_text(
-    frame: pl.LazyFrame, wanted: Sequence[str], copied: Sequence[str], dtypes: Mapping[str, str]
-) -> list[pl.Expr]:
-    """Expressions that make of a CSV's text what the training data had: same values, so same ids and numbers.
+def _typed_keys(text: pl.LazyFrame, names: Sequence[str]) -> list[pl.Expr]:
+    """A CSV's columns as they are copied: Int64 where all values are whole numbers, else the text."""
+    whole = [pl.col(name).str.contains(r"^-?(0|[1-9]\d{0,17})$").all().alias(name) for name in names]
+    numeric = text.select(whole).collect(engine="streaming").row(0, named=True) if whole else {}
+    return [pl.col(name).cast(pl.Int64) if numeric[name] else pl.col(name) for name in names]
 
-    A value that is no number in a column that was numeric stays text: an unseen id, a missing number.
+
+def _typed(name: str, dtype: str) -> pl.Expr:
+    """A CSV's text as what the training data had: the same value, so the same id or number.
+
+    Args:
+        name: the column.
+        dtype: its type in training, as Polars writes it. A value that is no number in a column of numbers stays text:
+            an unseen id, or a missing number.
     """
-    whole = [pl.col(name).str.contains(r"^-?(0|[1-9]\d{0,17})$").all().alias(name) for name in copied]
-    numeric = frame.select(whole).collect(engine="streaming").row(0, named=True) if whole else {}
-    typed = []
-    for name in wanted:
-        text = pl.col(name)
-        if name in copied:
-            typed.append(text.cast(pl.Int64) if numeric[name] else text)
-            continue
-        dtype = dtypes.get(name, "String")
-        if dtype.startswith(("Int", "UInt", "Float", "Decimal")):
-            value = text.str.strip_chars()
-            as_float = canonical(value.cast(pl.Float64, strict=False), pl.Float64())
-            typed.append(pl.coalesce(value.cast(pl.Int64, strict=False).cast(pl.String), as_float, text).alias(name))
-        elif dtype == "Boolean":
-            lower = text.str.strip_chars().str.to_lowercase()
-            typed.append(pl.when(lower.is_in(["true", "false"])).then(lower).otherwise(text).alias(name))
-        elif dtype == "Date" or dtype.startswith("Datetime"):
-            typed.append(time_expression(text, pl.String(), "iso", "UTC", f"column {name}").alias(name))
-        else:
-            typed.append(text)
-    return typed
+    text = pl.col(name)
+    if dtype.startswith(("Int", "UInt", "Float", "Decimal")):
+        value = text.str.strip_chars()
+        as_float = canonical(value.cast(pl.Float64, strict=False), pl.Float64())
+        return pl.coalesce(value.cast(pl.Int64, strict=False).cast(pl.String), as_float, text).alias(name)
+    if dtype == "Boolean":
+        lower = text.str.strip_chars().str.to_lowercase()
+        return pl.when(lower.is_in(["true", "false"])).then(lower).otherwise(text).alias(name)
+    if dtype == "Date" or dtype.startswith("Datetime"):
+        return time_expression(text, pl.String(), "iso", "UTC", f"column {name}").alias(name)
+    return text
 
 
 def _from_pandas(name: str, column: "pd.Series[Any]") -> pl.Series:

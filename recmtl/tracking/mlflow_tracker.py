@@ -198,8 +198,8 @@ class MlflowTracker:
         if done is None:
             raise NotRegisteredError(
                 f"the model is trained but not registered: {self._failure}; everything is kept in "
-                f"{self.folder.parent}, and `recmtl tracking sync {self.folder.parent}` sends and registers it once the "
-                "store is there"
+                f"{self.folder.parent}, and `recmtl tracking sync {self.folder.parent}` sends and registers it once "
+                "the store is there"
             )
         return RegisteredVersion(model, done["version"], alias)
 
