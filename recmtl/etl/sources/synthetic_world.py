@@ -109,7 +109,7 @@ class Strength(Settings):
 class Strengths(Settings):
     """How strongly each task depends on whom it is about."""
 
-    click: Strength = Strength(user=0.7, item=0.6, interaction=0.95)
+    click: Strength = Strength(user=0.73, item=0.63, interaction=0.88)
     """Given the impression."""
     purchase: Strength = Strength(user=0.5, item=0.5, interaction=0.6)
     """Given the click."""
@@ -151,7 +151,7 @@ class WorldConfig(Settings):
     """Fewest and most items that one request shows, at positions 0, 1, 2, …; no item twice."""
     zipf: float = Field(default=0.8, ge=0, le=3)
     """An item of popularity rank r is shown in proportion to r to the minus this."""
-    activity: float = Field(default=0.5, ge=0, le=3)
+    activity: float = Field(default=0.8, ge=0, le=3)
     """How unequally users visit: standard deviation of the logarithm of their share of the requests."""
     factors: int = Field(default=4, ge=1, le=64)
     """K, the rank of the interaction."""
@@ -252,11 +252,19 @@ def _standard(values: Floats, weight: Floats) -> Floats:
     return np.asarray(centred / np.where(deviation > 0, deviation, 1.0))
 
 
-def _mixed(independent: Floats, correlation: float) -> Floats:
-    """Three independent standard sets (leading axis) → three that correlate pairwise: the root of the matrix."""
+def _correlated(drawn: Floats, weight: Floats, correlation: float) -> Floats:
+    """Three sets of effects (3, …, size) → three that correlate pairwise as asked, over ``weight`` and exactly.
+
+    What the draws correlate by chance is taken out first, by the inverse root of their covariance; where they are too
+    few to be told apart (less than three users), what is left correlates as it must.
+    """
+    flat = (drawn * np.sqrt(weight)).reshape(3, -1)
+    spread, axes = np.linalg.eigh(flat @ flat.T)
+    kept = spread > 1e-9 * max(spread.max(), 1e-300)
+    apart = axes[:, kept] @ np.diag(spread[kept] ** -0.5) @ axes[:, kept].T
     own = np.sqrt(max(1 - correlation, 0.0))
     common = (np.sqrt(max(1 + 2 * correlation, 0.0)) - own) / 3
-    return np.asarray(np.tensordot(own * np.eye(3) + common, independent, axes=1))
+    return np.asarray(np.tensordot((own * np.eye(3) + common) @ apart, drawn, axes=1))
 
 
 def build_world(config: WorldConfig, generator: np.random.Generator) -> World:
@@ -286,14 +294,14 @@ def build_world(config: WorldConfig, generator: np.random.Generator) -> World:
         for number in numbers:
             said += generator.choice([-1.0, 1.0], size=(3, 1)) * _standard(number, weight)
         drawn = told * _standard(said, weight) + own * _standard(generator.standard_normal((3, size)), weight)
-        return _standard(_mixed(drawn, config.task_correlation), weight)
+        return _standard(_correlated(drawn, weight, config.task_correlation), weight)
 
     user_effect = effects([(segment, _SEGMENTS), (country, _COUNTRIES)], [age, frequency], visits)
     item_effect = effects([(category, _CATEGORIES)], [price, quality], popularity)
 
     segment_taste = generator.standard_normal((3, rank, _SEGMENTS))
     tastes = told * segment_taste[:, :, segment] + own * generator.standard_normal((3, rank, count_u))
-    tastes = _standard(_mixed(_standard(tastes, visits), config.task_correlation), visits)
+    tastes = _standard(_correlated(_standard(tastes, visits), visits, config.task_correlation), visits)
     category_trait = generator.standard_normal((rank, _CATEGORIES))
     traits = told * category_trait[:, category] + own * generator.standard_normal((rank, count_i))
     traits = _standard(traits, popularity)
