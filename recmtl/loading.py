@@ -55,7 +55,7 @@ def raw_frames(folder: Path, manifest: Manifest, split: str) -> Iterator[pl.Data
     """
     for shard in manifest.splits[split].raw_shards:
         try:
-            yield pl.read_parquet(inside(folder, shard.path))
+            yield pl.read_parquet(inside(folder, shard.path), glob=False)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise _unreadable(folder, shard, error) from error
 

@@ -391,7 +391,7 @@ def _rank(values: pl.Series, quantiles: np.ndarray) -> pl.Series:
     gap = quantiles[above] - quantiles[below]
     between = below + np.where(gap > 0, (x - quantiles[below]) / np.where(gap > 0, gap, 1.0), 0.0)
     position = np.where(right > left, (left + right - 1) / 2, between)
-    rank = np.clip(position, 0, last) / last
+    rank = np.where(np.isnan(x), np.nan, np.clip(position, 0, last) / last)
     return pl.Series(values.name, rank, dtype=pl.Float64).fill_nan(None)
 
 

@@ -28,7 +28,7 @@ def fit_tables(parts: Sequence[Path], schema: Schema) -> dict[str, Vocabulary]:
         parts: Parquet files of raw train rows.
         schema: the features.
     """
-    frame = pl.scan_parquet(list(parts))
+    frame = pl.scan_parquet(list(parts), glob=False)
     types = frame.collect_schema()
     found = {}
     for table in schema.tables.values():
@@ -82,7 +82,7 @@ def _moments(parts: Sequence[Path], feature: Feature, fitted: NumberStatistics |
     low, high = np.inf, -np.inf
     for part in parts:
         values = _present(part, feature, transformed(feature, _raw(part, feature), fitted))
-        rows += pl.scan_parquet(part).select(pl.len()).collect().item()
+        rows += pl.scan_parquet(part, glob=False).select(pl.len()).collect().item()
         if not len(values):
             continue
         # Chan et al. 1979: joining two sets' moments loses no digits to a large mean.
@@ -102,10 +102,10 @@ def _moments(parts: Sequence[Path], feature: Feature, fitted: NumberStatistics |
 
 
 def _raw(part: Path, feature: Feature) -> pl.Expr:
-    types = pl.scan_parquet(part).collect_schema()
+    types = pl.scan_parquet(part, glob=False).collect_schema()
     return number(pl.col(feature.column), types[feature.column])
 
 
 def _present(part: Path, feature: Feature, value: pl.Expr) -> npt.NDArray[np.float64]:
-    columns = pl.read_parquet(part, columns=[feature.column])
+    columns = pl.read_parquet(part, columns=[feature.column], glob=False)
     return columns.select(value=value)["value"].drop_nulls().to_numpy().astype(np.float64)

@@ -353,7 +353,7 @@ class _Build:
                 raw_shards: list[Shard] = []
                 instants: list[datetime] = []
                 for number, path in enumerate(paths):
-                    frame = pl.read_parquet(path)
+                    frame = pl.read_parquet(path, glob=False)
                     part = f"{split}/part-{number:05}.parquet"
                     shards.append(write_shard(self._encoded(frame, encoder), self._building, part))
                     if split != "train":

@@ -75,7 +75,7 @@ def stage_parts(
         found[name] = []
         for path in sorted((folder / f"{_SPLIT}={name}").glob(f"{_PART}=*"), key=lambda p: int(p.name.split("=")[1])):
             files = tuple(sorted(path.rglob("*.parquet")))
-            size = pl.scan_parquet(list(files)).select(pl.len()).collect().item()
+            size = pl.scan_parquet(list(files), glob=False).select(pl.len()).collect().item()
             found[name].append(StagedPart(name, int(path.name.split("=")[1]), files, size))
     return found
 
@@ -87,7 +87,7 @@ def _part_of(row: pl.Series, first: npt.NDArray[np.int64]) -> pl.Series:
 
 def load_part(part: StagedPart, *, seed: int) -> pl.DataFrame:
     """A part's rows in their final order: train by the seeded hash, validation and test by row."""
-    frame = pl.read_parquet(list(part.files))
+    frame = pl.read_parquet(list(part.files), glob=False)
     if part.split != "train":
         return frame.sort("row")
     return frame.sort(mixed(pl.col("row"), seed, 1))

@@ -1,0 +1,212 @@
+"""Masks, sentence by sentence, each worked by hand."""
+
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+import pytest
+
+from recmtl.errors import UserError
+from recmtl.etl.mask import LabelCounts, LabelTimes, encode_labels, labels_as_of
+from recmtl.manifest import TaskSummary
+from recmtl.tasks import Task, Tasks
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+CLICK = Task(name="click", kind="binary", label="is_click")
+PURCHASE = Task(name="purchase", kind="binary", label="bought", parent="click")
+
+
+def at(*hours: float | None) -> pl.Series:
+    instants = [None if hour is None else START + timedelta(hours=hour) for hour in hours]
+    return pl.Series(instants, dtype=pl.Datetime("us", "UTC"))
+
+
+def mask(tasks: list[Task], times: LabelTimes | None = None, **columns: object) -> pl.DataFrame:
+    return encode_labels(pl.LazyFrame(columns), Tasks(tasks), times or LabelTimes()).collect()
+
+
+def one(task: Task, column: pl.Series | list[object]) -> tuple[list[float], list[str | None]]:
+    """Labels and reasons of a task alone."""
+    found = mask([task], **{task.label: column})
+    name = task.name
+    assert found[f"observed:{name}"].to_list() == [reason is None for reason in found[f"masked:{name}"].to_list()]
+    assert found[f"label:{name}"].dtype == pl.Float32
+    return found[f"label:{name}"].to_list(), found[f"masked:{name}"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("column", "labels", "reasons"),
+    [
+        ([0, 1, None, 2, -1], [0, 1, 0, 0, 0], [None, None, "missing", "invalid", "invalid"]),
+        ([0.0, 1.0, float("nan"), 0.5], [0, 1, 0, 0], [None, None, "missing", "invalid"]),
+        ([float("inf"), 1.0], [0, 1], ["invalid", None]),
+        ([True, False, None], [1, 0, 0], [None, None, "missing"]),
+        (["0", "1", "1.0", "true", "FALSE", " 1 "], [0, 1, 1, 1, 0, 1], [None] * 6),
+        (["", "  ", "yes", None], [0, 0, 0, 0], ["missing", "missing", "invalid", "missing"]),
+    ],
+)
+def test_binary_labels_are_0_1_true_or_false(
+    column: list[object], labels: list[float], reasons: list[str | None]
+) -> None:
+    assert one(CLICK, column) == (labels, reasons)
+
+
+def test_ordinal_labels_are_levels_and_become_their_index() -> None:
+    task = Task(name="stars", kind="ordinal", label="stars", levels=(0.5, 1, 3.1))
+    expected = ([0, 1, 2, 0, 0], [None, None, None, "invalid", "missing"])
+    assert one(task, [0.5, 1.0, 3.1, 2.0, None]) == expected
+    assert one(task, pl.Series([0.5, 1.0, 3.1, 2.0, None], dtype=pl.Float32)) == expected
+    assert one(task, ["0.5", "1", "3.1", "two", ""]) == expected
+
+
+def test_multiclass_labels_are_classes_and_become_their_index() -> None:
+    task = Task(name="mood", kind="multiclass", label="mood", classes=("up", "7"))
+    assert one(task, ["up", "7", "down", ""]) == ([0, 1, 0, 0], [None, None, "invalid", "missing"])
+    assert one(task, [7, 8]) == ([1, 0], [None, "invalid"])
+    assert one(task, [7.0, float("nan")]) == ([1, 0], [None, "missing"])
+
+
+def test_regression_labels_are_finite_and_in_range() -> None:
+    task = Task(name="share", kind="regression", label="share", range=(0, 1))
+    column = [0.0, 1.0, 0.25, 1.5, -0.1, float("inf"), float("nan"), None]
+    labels, reasons = one(task, column)
+    assert labels == [0, 1, 0.25, 0, 0, 0, 0, 0]
+    assert reasons == [None, None, None, "invalid", "invalid", "invalid", "missing", "missing"]
+    assert one(Task(name="n", kind="regression", label="n"), ["1e3", "much"]) == ([1000, 0], [None, "invalid"])
+
+
+def test_a_label_counts_once_its_window_has_closed_whatever_happened() -> None:
+    times = LabelTimes("time", {"is_click": timedelta(hours=1)}, {}, START + timedelta(hours=10))
+    # 9:00 + 1 h = 10:00 has closed; 9:06 has not, positive or negative.
+    found = mask([CLICK], times, time=at(0, 9, 9.1, 9.1), is_click=[0, 1, 1, 0])
+    assert found["masked:click"].to_list() == [None, None, "immature", "immature"]
+    assert found["label:click"].to_list() == [0, 1, 0, 0]
+
+
+def test_immature_rows_are_counted_by_time_alone() -> None:
+    times = LabelTimes("time", {"is_click": timedelta(hours=1)}, {}, START + timedelta(hours=10))
+    counted = {
+        tuple(mask([CLICK], times, time=at(1, 9.5, 9.5), is_click=labels)["masked:click"].to_list())
+        for labels in ([0, 0, 1], [1, 1, 0], [1, None, 7])
+    }
+    assert counted == {(None, "immature", "immature")}
+
+
+def test_train_labels_are_as_of_the_beginning_of_validation() -> None:
+    times = LabelTimes("time", {"is_click": timedelta(hours=1)}, {"stars": "rated"}, START + timedelta(hours=10))
+    train = labels_as_of(times, START + timedelta(hours=5))
+    stars = Task(name="stars", kind="ordinal", label="stars", levels=(1, 2))
+    rows = {
+        "time": at(3, 4, 4.5, 4.5),
+        "is_click": [1, 1, 1, 0],
+        "stars": [1, 2, 2, None],
+        "rated": at(4, 5, 5.1, None),
+    }
+    found = mask([CLICK, stars], train, **rows)
+    assert found["masked:click"].to_list() == [None, None, "immature", "immature"]
+    # A given rating has no window, but is masked where it was given only later; that it is missing is known.
+    assert found["masked:stars"].to_list() == [None, None, "immature", "missing"]
+    found = mask([CLICK, stars], times, **rows)
+    assert found["masked:click"].to_list() == [None] * 4
+    assert found["masked:stars"].to_list() == [None, None, None, "missing"]
+    assert labels_as_of(times, None) == times
+
+
+def test_train_is_never_looked_at_later_than_the_log_ends() -> None:
+    times = LabelTimes("time", {}, {}, START)
+    assert labels_as_of(times, START + timedelta(hours=5)).observed_until == START
+    assert labels_as_of(LabelTimes(), START).observed_until == START
+
+
+def test_observed_when() -> None:
+    share = Task.model_validate(
+        {"name": "share", "kind": "regression", "label": "share", "observed": {"when": "click"}}
+    )
+    found = mask([share, CLICK], is_click=[1, 0, None, 1, 1], share=[0.5, 0.5, 0.5, None, float("inf")])
+    assert found["masked:share"].to_list() == [None, "not_applicable", "not_applicable", "missing", "invalid"]
+    assert found["label:share"].to_list() == [0.5, 0, 0, 0, 0]
+
+
+def test_a_child_counts_where_all_labels_of_its_chain_do() -> None:
+    returned = Task(name="returned", kind="binary", label="returned", parent="purchase")
+    found = mask(
+        [returned, PURCHASE, CLICK],
+        is_click=[1, 1, 0, 0, None, 1, 0],
+        bought=[1, 0, 0, 1, 1, None, None],
+        returned=[1, 0, 0, 1, 1, 0, 0],
+    )
+    assert found["masked:click"].to_list() == [None, None, None, None, "missing", None, None]
+    assert found["masked:purchase"].to_list() == [
+        None,
+        None,
+        None,
+        "contradiction",
+        "not_applicable",
+        "missing",
+        "missing",
+    ]
+    assert found["masked:returned"].to_list() == [None, None, None, *["not_applicable"] * 4]
+    assert found["label:purchase"].to_list() == [1, 0, 0, 0, 0, 0, 0]
+
+
+def test_a_contradiction_masks_the_child_alone() -> None:
+    found = mask([CLICK, PURCHASE], is_click=[0], bought=[1])
+    assert found.select("observed:click", "observed:purchase").to_dicts() == [
+        {"observed:click": True, "observed:purchase": False}
+    ]
+
+
+def test_weights() -> None:
+    task = CLICK.model_copy(update={"weight_column": "w"})
+    found = mask([task], is_click=[1, 1, 1, 1], w=[0.5, None, float("nan"), 0.0])
+    assert found["weight:click"].to_list() == [0.5, 1, 1, 0]
+    assert "weight:click" not in mask([CLICK], is_click=[1]).columns
+    for wrong in ([-1.0], ["much"], [float("inf")]):
+        with pytest.raises(UserError, match=r"tasks\.click\.weight_column: 'w' must hold numbers of at least 0"):
+            LabelCounts(Tasks([task])).add(mask([task], is_click=[1], w=wrong))
+
+
+def test_a_list_holds_no_label() -> None:
+    with pytest.raises(UserError, match=r"tasks\.click\.label: column 'is_click' is List"):
+        mask([CLICK], is_click=[[1]])
+
+
+def test_every_row_is_counted_once_and_parts_add_up() -> None:
+    stars = Task(name="stars", kind="ordinal", label="stars", levels=(1, 3, 5))
+    tasks = [CLICK, PURCHASE, stars]
+    frame = mask(
+        tasks,
+        is_click=[1, 1, 0, 0, None, 1, 9],
+        bought=[1, 0, 0, 1, 1, None, 0],
+        stars=[1, 5, 5, None, 2, 3, None],
+    )
+    whole, parts = LabelCounts(Tasks(tasks)), LabelCounts(Tasks(tasks))
+    whole.add(frame)
+    for start in range(0, 9, 2):
+        parts.add(frame.slice(start, 2))
+    summaries = whole.summaries()
+    for name, summary in parts.summaries().items():
+        assert (summary.observed, summary.masked) == (summaries[name].observed, summaries[name].masked)
+    assert summaries["click"] == TaskSummary(observed=5, positives=3, mean=0.6, masked={"missing": 1, "invalid": 1})
+    assert summaries["purchase"].masked == {"missing": 1, "not_applicable": 2, "contradiction": 1}
+    assert summaries["stars"].mean == 3.5
+    assert all(task.observed + sum(task.masked.values()) == 7 for task in summaries.values())
+    statistics = whole.statistics()
+    assert statistics["purchase"].observed == 3
+    assert statistics["purchase"].mean == pytest.approx(1 / 3)
+    assert statistics["stars"].distribution == (0.25, 0.25, 0.5)
+    assert statistics["stars"].std == pytest.approx(pl.Series([1, 3, 5, 5]).std(ddof=0))
+    # Given a click, among rows where both labels count: bought 1 and 0.
+    assert whole.conditional_statistics()["purchase"].mean == 0.5
+    assert set(whole.conditional_statistics()) == {"purchase"}
+    for name, label in parts.statistics().items():
+        assert label.mean == pytest.approx(statistics[name].mean)
+        assert label.std == pytest.approx(statistics[name].std)
+
+
+def test_nothing_observed() -> None:
+    mood = Task(name="mood", kind="multiclass", label="mood", classes=("a", "b"))
+    counts = LabelCounts(Tasks([CLICK, mood]))
+    counts.add(mask([CLICK, mood], is_click=[None, 5], mood=["c", None]))
+    assert counts.summaries()["click"] == TaskSummary(observed=0, positives=0, masked={"missing": 1, "invalid": 1})
+    assert counts.statistics()["mood"].mean is None
+    assert counts.statistics()["mood"].observed == 0
