@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # small_run.py is also run as a script
 
-from small_run import SmallRun  # noqa: E402
+from small_run import SmallRun
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ class Recorder:
 
 
 class SmallRun:
-    """1000 rows of two ids and a number; click depends on both ids, rating is seen where click is 1, buy after click."""
+    """Rows of two ids and a number: click depends on both ids, buy comes after click, rating is seen where click is 1."""
 
     def __init__(self, rows: int = 1000, seed: int = 5) -> None:
         random = torch.Generator().manual_seed(seed)
