@@ -253,7 +253,7 @@ def _standard(values: Floats, weight: Floats) -> Floats:
 
 
 def _correlated(drawn: Floats, weight: Floats, correlation: float) -> Floats:
-    """Three sets of effects (3, …, size) → three that correlate pairwise as asked, over ``weight`` and exactly.
+    """Three sets of effects (3, …, size) → three that correlate pairwise as asked, over what is shown.
 
     What the draws correlate by chance is taken out first, by the inverse root of their covariance; where they are too
     few to be told apart (less than three users), what is left correlates as it must.
@@ -286,6 +286,10 @@ def build_world(config: WorldConfig, generator: np.random.Generator) -> World:
     price: Floats = generator.standard_normal(count_i)
     quality = generator.standard_normal(count_i)
 
+    def blended(said: Floats, untold: Floats, weight: Floats) -> Floats:
+        parts = (_correlated(_standard(part, weight), weight, config.task_correlation) for part in (said, untold))
+        return _standard(told * _standard(next(parts), weight) + own * _standard(next(parts), weight), weight)
+
     def effects(groups: list[tuple[Ints, int]], numbers: list[Floats], weight: Floats) -> Floats:
         size = weight.size
         said = np.zeros((3, size))
@@ -293,15 +297,13 @@ def build_world(config: WorldConfig, generator: np.random.Generator) -> World:
             said += generator.standard_normal((3, kinds))[:, codes]
         for number in numbers:
             said += generator.choice([-1.0, 1.0], size=(3, 1)) * _standard(number, weight)
-        drawn = told * _standard(said, weight) + own * _standard(generator.standard_normal((3, size)), weight)
-        return _standard(_correlated(drawn, weight, config.task_correlation), weight)
+        return blended(said, generator.standard_normal((3, size)), weight)
 
     user_effect = effects([(segment, _SEGMENTS), (country, _COUNTRIES)], [age, frequency], visits)
     item_effect = effects([(category, _CATEGORIES)], [price, quality], popularity)
 
     segment_taste = generator.standard_normal((3, rank, _SEGMENTS))
-    tastes = told * segment_taste[:, :, segment] + own * generator.standard_normal((3, rank, count_u))
-    tastes = _standard(_correlated(_standard(tastes, visits), visits, config.task_correlation), visits)
+    tastes = blended(segment_taste[:, :, segment], generator.standard_normal((3, rank, count_u)), visits)
     category_trait = generator.standard_normal((rank, _CATEGORIES))
     traits = told * category_trait[:, category] + own * generator.standard_normal((rank, count_i))
     traits = _standard(traits, popularity)
