@@ -100,27 +100,27 @@ def ingest(
     source = pl.lit(name).alias("source")
     as_written = {new: old for old, new in rename.items()}
     text = pl.struct(pl.col(c).alias(as_written.get(c, c)) for c in frame.collect_schema().names())
-    judged = frame.select(*typing.columns, typing.reason, text.struct.json_encode().alias("__text"))
+    judged = frame.with_columns(typing.reason)
     good, bad, lines = work / "good.parquet", work / "rejected.parquet", work / "rejected-lines.parquet"
     pl.collect_all(
         [
             judged.filter(pl.col(REASON).is_null())
-            .drop(REASON, "__text")
+            .select(typing.columns)
             .with_row_index(ROW)
             .with_columns(pl.col(ROW).cast(pl.Int64))
             .sink_parquet(good, row_group_size=_ROW_GROUP, lazy=True),
             judged.filter(pl.col(REASON).is_not_null())
-            .select(source, REASON, pl.col("__text").alias(ROW))
+            .select(source, pl.col(REASON).alias("reason"), text.struct.json_encode().alias(ROW))
             .sink_parquet(bad, lazy=True),
         ],
         engine="streaming",
     )
-    rejected = dict(pl.scan_parquet(bad).group_by(REASON).len().sort(REASON).collect().iter_rows())
+    rejected = dict(pl.scan_parquet(bad).group_by("reason").len().sort("reason").collect().iter_rows())
     rejected_files = [bad] if rejected else []
     if raw.malformed:
         rejected[raw_files.MALFORMED] = len(raw.malformed)
         malformed = pl.DataFrame({ROW: raw.malformed}, schema={ROW: pl.String})
-        malformed.select(source, pl.lit(raw_files.MALFORMED).alias(REASON), ROW).write_parquet(lines)
+        malformed.select(source, pl.lit(raw_files.MALFORMED).alias("reason"), ROW).write_parquet(lines)
         rejected_files.append(lines)
     shutil.rmtree(work / "text", ignore_errors=True)
     kept = _rows(good)

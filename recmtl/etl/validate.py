@@ -31,7 +31,7 @@ ColumnType = Literal["int", "float", "bool", "string"]
 TimeUnit = Literal["auto", "iso", "s", "ms", "us", "ns"]
 """How times are written: ISO 8601 text, or a number since 1970 in a unit; auto: seen by form and magnitude."""
 
-REASON = "reason"
+REASON = "bad:reason"
 """The column that says why a row is bad."""
 
 BAD_SHARE = 0.05

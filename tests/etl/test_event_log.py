@@ -294,6 +294,14 @@ def test_quoted_fields_hold_separators_and_line_breaks(tmp_path):
     assert frame_of(tmp_path, shown).frame.collect()["title"].to_list() == ['a, "b"\nc']
 
 
+def test_any_column_name_will_do(tmp_path):
+    shown = (
+        'user_id,item_id,time,reason,value,source,"a/b c",start\n1,5,2024-01-01,x,1,s,2,9\n1,,2024-01-01,y,1,s,2,9\n'
+    )
+    log = frame_of(tmp_path, shown, "user_id,item_id,time,row,value\n1,5,2024-01-01,0,9\n")
+    assert log.frame.collect().select("reason", "value", "source", "a/b c", "click").rows() == [("x", 1, "s", 2, 1)]
+
+
 def test_other_separators(tmp_path):
     shown = "user_id;item_id;time\n1;5;2024-01-01\n"
     log = frame_of(tmp_path, shown, "user_id;item_id;time\n1;5;2024-01-01 00:05\n", separator=";")

@@ -13,7 +13,7 @@ NOON = datetime(2022, 4, 25, 12, 0, tzinfo=UTC)
 
 def judged(frame, rules=None, *, text=True):
     typing = see_types(frame.lazy(), rules or Rules(), "here", text=text)
-    return frame.select(*typing.columns, typing.reason), typing.warnings
+    return frame.select(*typing.columns, typing.reason.alias("reason")), typing.warnings
 
 
 def seen(values):
