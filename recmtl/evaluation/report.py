@@ -4,6 +4,7 @@ In: figures that are there already; nothing is computed anew. Out: ``report.md``
 with an interval beside each figure and the baseline and, on synthetic logs, the optimum beside the model.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ def write_report(
         keep_trailing_newline=True,
     )
     environment.filters |= {"number": _number, "ends": _ends, "cell": _cell, "percent": _percent, "count": _count}
+    environment.filters["reasons"] = _reasons
     shown = [target for target in targets(manifest.tasks_) if _is_measured(metrics, target)]
     text = environment.get_template("report.md.j2").render(
         name=name,
@@ -69,7 +71,7 @@ def write_report(
         nothing=NOTHING,
     )
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text)
+    temporary.write_text(re.sub(r"\n{3,}", "\n\n", text))
     temporary.replace(path)
 
 
@@ -260,6 +262,10 @@ def _percent(value: float | None) -> str:
 
 def _count(value: float | None) -> str:
     return NOTHING if value is None else f"{value:,.0f}"
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{_cell(reason)}: {_count(count)}" for reason, count in counts.items() if count) or "none"
 
 
 def _cell(text: Any) -> str:

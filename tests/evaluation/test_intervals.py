@@ -1,0 +1,101 @@
+"""The bootstrap over users: by brute force, by coverage, and where it is undefined."""
+
+import numpy as np
+import pytest
+
+from recmtl.evaluation.intervals import Sample, bootstrap, clusters_of, interval, paired
+from recmtl.metrics import METRICS, Examples, metrics_for
+
+
+def sample_of(key, prediction, label, group, metrics):
+    cluster, clusters = clusters_of(group, len(label))
+    return Sample(key, Examples(prediction, label, group), cluster, metrics), clusters
+
+
+def rows_of_users(seed, rows=200, users=15):
+    random = np.random.default_rng(seed)
+    prediction = np.round(random.random(rows), 1)
+    label = (random.random(rows) < prediction).astype(float)
+    return prediction, label, random.integers(0, users, rows) * 7 - 20
+
+
+def test_every_replicate_is_the_metric_of_the_rows_of_the_drawn_users():
+    prediction, label, group = rows_of_users(0)
+    names = [metric.name for metric in metrics_for("binary")]
+    sample, clusters = sample_of("model", prediction, label, group, names)
+    found = bootstrap([sample], clusters, replicates=5, seed=11)
+    users = np.unique(group)
+    for replicate in range(5):
+        drawn = np.random.default_rng((11, replicate)).integers(0, len(users), len(users))
+        parts = [np.flatnonzero(group == users[user]) for user in drawn]
+        rows = np.concatenate(parts)
+        copies = np.concatenate([np.full(len(part), number) for number, part in enumerate(parts)])
+        # A user who was drawn twice counts as two users with the same rows.
+        resampled = Examples(prediction[rows], label[rows], copies)
+        for name in names:
+            assert found["model", name][replicate] == pytest.approx(METRICS[name].compute(resampled), abs=1e-12), name
+
+
+def test_the_same_seed_gives_the_same_draws_and_another_others():
+    sample, clusters = sample_of("model", *rows_of_users(1), ["auc"])
+    one, again, other = (bootstrap([sample], clusters, replicates=20, seed=seed) for seed in (3, 3, 4))
+    assert (one["model", "auc"] == again["model", "auc"]).all()
+    assert (one["model", "auc"] != other["model", "auc"]).any()
+
+
+def test_systems_see_the_same_draws():
+    prediction, label, group = rows_of_users(2)
+    model, clusters = sample_of("model", prediction, label, group, ["auc", "log_loss"])
+    twin, _ = sample_of("twin", prediction**3, label, group, ["auc", "log_loss"])
+    found = bootstrap([model, twin], clusters, replicates=30, seed=0)
+    assert np.abs(paired(found, "model", "twin", "auc")).max() < 1e-12  # the same ranking
+    assert np.abs(paired(found, "model", "twin", "log_loss")).min() > 0
+
+
+def test_rows_are_their_own_clusters_without_users():
+    cluster, clusters = clusters_of(None, 4)
+    assert clusters == 4
+    assert cluster.tolist() == [0, 1, 2, 3]
+    cluster, clusters = clusters_of(np.array([9, -1, 9, 5]), 4)
+    assert clusters == 3
+    assert cluster.tolist() == [2, 0, 2, 1]
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    """200 logs of 60 users with 10 rows each, whose rates differ: drawing rows would cover some two times in three."""
+    covered = {"users": 0, "rows": 0}
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        users = np.repeat(np.arange(60), 10)
+        label = (random.random(600) < random.beta(1.0, 1.0, 60)[users]).astype(float)  # the rate is 0.5 in truth
+        for drawn, group in (("users", users), ("rows", None)):
+            sample, clusters = sample_of("model", np.full(600, 0.5), label, group, ["calibration"])
+            found = interval(bootstrap([sample], clusters, replicates=60, seed=seed)["model", "calibration"], 0.9)
+            assert found is not None
+            covered[drawn] += found[0] <= 1 <= found[1]  # predicted over observed is 1 in truth
+    assert 0.83 <= covered["users"] / 200 <= 0.96
+    assert covered["rows"] / 200 < 0.75
+
+
+def test_percentiles():
+    assert interval(np.arange(101.0), 0.9) == pytest.approx((5, 95))
+    few_undefined = np.append(np.arange(101.0), np.nan)
+    assert interval(few_undefined, 0.9) == pytest.approx((5, 95))
+    assert interval(np.append(np.arange(20.0), [np.nan] * 2), 0.9) is None
+    assert interval(np.full(10, np.nan), 0.9) is None
+    assert interval(np.empty(0), 0.9) is None
+
+
+@pytest.mark.parametrize("users", [0, 1])
+def test_one_user_has_no_interval(users):
+    prediction, label, _ = rows_of_users(3, rows=10 * users)
+    sample, clusters = sample_of("model", prediction, label, np.zeros(10 * users, int), ["auc"])
+    assert np.isnan(bootstrap([sample], clusters, replicates=4, seed=0)["model", "auc"]).all()
+
+
+def test_a_draw_without_positives_is_undefined():
+    # The one positive is one user's: more than a third of the draws miss that user.
+    sample, clusters = sample_of("model", np.linspace(0, 1, 8), np.eye(8)[7], np.arange(8), ["auc"])
+    found = bootstrap([sample], clusters, replicates=200, seed=0)["model", "auc"]
+    assert 0.2 < np.isnan(found).mean() < 0.5
+    assert interval(found, 0.95) is None
