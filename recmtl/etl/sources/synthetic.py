@@ -49,7 +49,7 @@ from recmtl.settings import Settings
 
 __all__ = ["Noise", "SyntheticConfig", "event_log_config", "inputs", "read", "write_logs"]
 
-VERSION = 1
+VERSION = 2
 """Of what is generated: raise it whenever the same parameters would give other bytes."""
 
 _LOGS = ("impressions", "clicks", "purchases", "ratings", "users", "items")
