@@ -1,13 +1,14 @@
 """The model: features → tower → heads. In: a batch. Out: logits, and predictions from them. No training in here.
 
-    x_BD    = features(batch)         embeddings, vectors, numbers         recmtl.features
-    h_BH    = tower(x_BD)             a hidden vector per task             recmtl.towers
+    x_BD    = features(batch)         embeddings, vectors, numbers         recmtl.features.inputs
+    x_BI    = interactions(x_BD)      the same and its pairwise products   recmtl.features.interactions
+    h_BH    = tower(x_BI)             a hidden vector per task             recmtl.towers
     logits  = heads(h_BH)             one or more per task, float32        recmtl.heads
 
 Between the first line and the second lies the cut at which gradient balancers work: :meth:`Model.embed` stands before
 it, :meth:`Model.decide` after it. Importing this file imports neither TorchRec nor FBGEMM.
 
-Dimensions: B batch, D width of the input, H hidden width.
+Dimensions: B batch, D width of the features, I width of the tower's input, H hidden width.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,16 @@ from torch import Tensor, nn
 
 from recmtl.batch import Batch
 from recmtl.errors import RunError
-from recmtl.features import Features, InputsConfig, MakeTables, PlainTables, Tables, initial_table, table_shapes
+from recmtl.features import (
+    Features,
+    InputsConfig,
+    Interactions,
+    MakeTables,
+    PlainTables,
+    Tables,
+    initial_table,
+    table_shapes,
+)
 from recmtl.heads import Heads, RegressionHead
 from recmtl.losses import task_losses
 from recmtl.modules import generator
@@ -68,9 +78,18 @@ class Model(nn.Module):
     (:meth:`dense_parameters` leaves them out) and not when they step inside ``backward``.
     """
 
-    def __init__(self, features: Features, input_norm: nn.Module, tower: Tower, heads: Heads, tasks: Tasks) -> None:
+    def __init__(
+        self,
+        features: Features,
+        interactions: nn.Module,
+        input_norm: nn.Module,
+        tower: Tower,
+        heads: Heads,
+        tasks: Tasks,
+    ) -> None:
         super().__init__()
         self.features = features
+        self.interactions = interactions
         self.input_norm = input_norm
         self.tower = tower
         self.heads = heads
@@ -90,8 +109,9 @@ class Model(nn.Module):
         return x_BD
 
     def decide(self, x_BD: Tensor) -> Output:
-        """Tower and heads: everything after the cut."""
-        hidden = self.tower(self.input_norm(x_BD))
+        """Interactions, tower and heads: everything after the cut."""
+        x_BI = self.input_norm(self.interactions(x_BD))
+        hidden = self.tower(x_BI)
         logits = self.heads(hidden.hidden)
         return Output(logits, hidden.auxiliary)
 
@@ -117,7 +137,11 @@ class Model(nn.Module):
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """The parameters after the cut that more than one task reads."""
-        return [*self.input_norm.parameters(), *self.tower.shared_parameters()]
+        return [
+            *self.interactions.parameters(),
+            *self.input_norm.parameters(),
+            *self.tower.shared_parameters(),
+        ]
 
     def last_shared_parameters(self) -> list[nn.Parameter]:
         """Those of the last layer that all tasks share."""
@@ -181,9 +205,13 @@ def build_model(
     for name, shape in shapes.items():
         made.load_weights({name: initial_table(shape, std=config.inputs.embedding_std, seed=seed, name=name)})
     features = Features(schema, made, config.inputs, generator=generator(seed, "features"))
+    interactions: nn.Module = nn.Identity()
+    input_dim = features.output_dim
+    if config.inputs.interactions == "dot":
+        fields = {name: columns for name, columns in features.columns.items() if schema[name].kind != "number"}
+        interactions = Interactions(fields, input_dim, generator=generator(seed, "interactions"))
+        input_dim = interactions.output_dim
     kind = next(kind for kind in TOWERS.values() if isinstance(config.tower, kind.config))
-    tower = kind.build(
-        config.tower, input_dim=features.output_dim, tasks=tuple(tasks), generator=generator(seed, "tower")
-    )
+    tower = kind.build(config.tower, input_dim=input_dim, tasks=tuple(tasks), generator=generator(seed, "tower"))
     heads = Heads(tasks, tower.output_dim, statistics, seed=seed)
-    return Model(features, make_norm(config.input_norm, features.output_dim), tower, heads, tasks)
+    return Model(features, interactions, make_norm(config.input_norm, input_dim), tower, heads, tasks)

@@ -34,12 +34,13 @@ def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) ->
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator))
 
 
-def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+def linear(inputs: int, outputs: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:
     """``nn.Linear`` with torch's own initial distribution (uniform in ±1/√inputs), drawn from ``generator``."""
-    layer = nn.Linear(inputs, outputs, device="meta")  # which draws nothing
+    layer = nn.Linear(inputs, outputs, bias, device="meta")  # which draws nothing
     bound = 1 / math.sqrt(inputs) if inputs else 0.0
     layer.weight = uniform((outputs, inputs), bound, generator)
-    layer.bias = uniform((outputs,), bound, generator)
+    if bias:
+        layer.bias = uniform((outputs,), bound, generator)
     return layer
 
 

@@ -191,6 +191,14 @@ def test_initial_values_of_a_table_do_not_depend_on_other_features():
     assert torch.equal(build(schema=fewer).tensors()["tables.user"], build().tensors()["tables.user"])
 
 
+def test_interactions_may_be_left_out():
+    model = build(inputs={"interactions": "none"})
+    assert model.tower.experts.weights[0].shape[1] == model.features.output_dim
+    pairs = 4 * 3 // 2  # of three embeddings and a vector
+    assert build().tower.experts.weights[0].shape[1] == model.features.output_dim + pairs
+    assert total(model, batch()).isfinite()
+
+
 def test_a_masked_label_has_no_gradient_anywhere():
     model, rows = build(), batch()
     nothing = replace(
@@ -204,11 +212,11 @@ def test_a_masked_label_has_no_gradient_anywhere():
     assert all((p.grad == 0).all() for p in model.parameters())
 
 
-def test_shared_parameters_are_the_towers_and_the_input_norms():
+def test_shared_parameters_are_all_that_stands_between_the_cut_and_the_tasks():
     model = build(input_norm="layer")
     shared = {id(p) for p in model.shared_parameters()}
     names = {name for name, p in model.named_parameters() if id(p) in shared}
-    assert {name.split(".")[0] for name in names} == {"tower", "input_norm"}
+    assert {name.split(".")[0] for name in names} == {"tower", "input_norm", "interactions"}
     assert {id(p) for p in model.last_shared_parameters()} <= shared
 
 

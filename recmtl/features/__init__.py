@@ -2,15 +2,18 @@
 
 In: a :class:`recmtl.batch.Batch`. Out: (B, D). :mod:`~recmtl.features.tables` looks embeddings up,
 :mod:`~recmtl.features.fused` does so with TorchRec's fused optimisers, :mod:`~recmtl.features.inputs` pools them and
-puts them beside numbers and vectors. Importing this package imports neither TorchRec nor FBGEMM.
+puts them beside numbers and vectors, :mod:`~recmtl.features.interactions` multiplies them in pairs. Importing this
+package imports neither TorchRec nor FBGEMM.
 """
 
 from recmtl.features.inputs import Features, InputsConfig, initial_table, table_shapes
+from recmtl.features.interactions import Interactions
 from recmtl.features.tables import MakeTables, PlainTables, Tables, TableShape
 
 __all__ = [
     "Features",
     "InputsConfig",
+    "Interactions",
     "MakeTables",
     "PlainTables",
     "TableShape",

@@ -10,7 +10,10 @@ The leading ``learned_dim`` columns depend on parameters (tables, projections), 
 Dimensions: B batch, W width of one embedding, N columns of ``Batch.dense``, D width of the output.
 """
 
+import itertools
 import math
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -38,6 +41,9 @@ class InputsConfig(Settings):
     vector_dim: int | None = Field(default=32, ge=1)
     """A vector longer than this is projected to this width by a learned linear map, so that a long content embedding
     does not outweigh the other inputs; null lets every vector enter as it is."""
+    interactions: Literal["dot", "none"] = "dot"
+    """dot: the tower also reads the inner product of every pair of embeddings and vectors (as in DLRM); none: it does
+    not."""
 
 
 def table_shapes(schema: Schema, statistics: Statistics) -> dict[str, TableShape]:
@@ -88,12 +94,15 @@ class Features(nn.Module):
         self._number_limit = math.inf if config.number_limit is None else config.number_limit
         self._dense_names = tuple(feature.name for feature in schema.dense)
         self._dense_widths = [_width(feature) for feature in schema.dense]
-        self.learned_dim = sum(schema.tables[feature.table or ""].embedding_dim for feature in schema.sparse) + sum(
-            limit for _ in projected
-        )
+        widths = {feature.name: schema.tables[feature.table or ""].embedding_dim for feature in schema.sparse}
+        widths.update(dict.fromkeys(projected, limit))
+        self.learned_dim = sum(widths.values())
         """Leading columns of the output that depend on parameters."""
-        self.output_dim = self.learned_dim + sum(_width(schema[name]) for name in (*self._vectors, *self._numbers))
+        widths.update({name: _width(schema[name]) for name in (*self._vectors, *self._numbers)})
+        self.output_dim = sum(widths.values())
         """D."""
+        self.columns = dict(zip(widths, itertools.starmap(slice, itertools.pairwise(_starts(widths))), strict=True))
+        """Feature name to its columns in the output, in their order."""
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, D) float32."""
@@ -118,6 +127,10 @@ class Features(nn.Module):
             for name in self._means:
                 embeddings[name] = embeddings[name] / lengths_FB[keys.index(name)].unsqueeze(1)
         return embeddings
+
+
+def _starts(widths: Mapping[str, int]) -> list[int]:
+    return list(itertools.accumulate(widths.values(), initial=0))
 
 
 def _width(feature: Feature) -> int:

@@ -40,6 +40,7 @@ def test_every_feature_stands_in_its_columns_pooled_as_it_says(world, batch):
     assert x.shape == (3, made.output_dim) == (3, 44)
     assert x.dtype == torch.float32
     assert made.learned_dim == 38
+    assert {name: (columns.start, columns.stop) for name, columns in made.columns.items()} == COLUMNS
     items, topics = weights["items"], weights["topics"]
     torch.testing.assert_close(part(x, "user"), weights["user"][[2, 1, 0]])
     torch.testing.assert_close(part(x, "item"), items[[2, 3, 4]])
