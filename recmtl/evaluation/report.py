@@ -53,7 +53,7 @@ def write_report(
         keep_trailing_newline=True,
     )
     environment.filters |= {"number": _number, "ends": _ends, "cell": _cell, "percent": _percent, "count": _count}
-    environment.filters["reasons"] = _reasons
+    environment.filters |= {"reasons": _reasons, "instant": _instant}
     shown = [target for target in targets(manifest.tasks_) if _is_measured(metrics, target)]
     text = environment.get_template("report.md.j2").render(
         name=name,
@@ -79,7 +79,7 @@ def summary_table(metrics: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[tu
     """The main figures as text: a header, and a row per task and metric; both empty before anything was evaluated.
 
     Columns: the split's name, above the tasks; metric; model; its interval; baseline; and on synthetic logs optimum and
-    the share of the attainable AUC.
+    the share of the attainable AUC. They fit a terminal of 80 characters.
     """
     split = metrics.get("evaluated_on")
     if split is None or split not in metrics:
@@ -89,9 +89,9 @@ def summary_table(metrics: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[tu
         for metric in _SUMMARY:
             if metric in values:
                 rows.append(_summary_row(metrics, key, metric, values[metric]))
-    header: tuple[str, ...] = (split, "metric", "model", f"{_confidence(metrics)} interval", "baseline")
+    header: tuple[str, ...] = (split, "metric", "model", _confidence(metrics), "baseline")
     if metrics.get("optimum"):
-        return (*header, "optimum", "of attainable"), tuple(rows)
+        return (*header, "optimum", "share"), tuple(rows)
     return header, tuple(row[: len(header)] for row in rows)
 
 
@@ -101,7 +101,7 @@ def _summary_row(metrics: Mapping[str, Any], key: str, metric: str, value: float
         key,
         metric + _ARROWS[METRICS[metric].higher_is_better],
         _number(value),
-        _ends(_look(metrics, "intervals", "model", key, metric)),
+        _short_ends(_look(metrics, "intervals", "model", key, metric)),
         _number(_look(metrics, "baseline", key, metric)),
         _number(_look(metrics, "optimum", key, metric)),
         "" if share is None else _percent(share),
@@ -256,12 +256,23 @@ def _ends(interval: Sequence[float] | None) -> str:
     return NOTHING if interval is None else f"{_number(interval[0])} to {_number(interval[1])}"
 
 
+def _short_ends(interval: Sequence[float] | None) -> str:
+    if interval is None:
+        return NOTHING
+    return "–".join(f"{end:.3f}" if abs(end) < 100 else _number(end) for end in interval)
+
+
 def _percent(value: float | None) -> str:
     return NOTHING if value is None else f"{value * 100:.1f} %"
 
 
 def _count(value: float | None) -> str:
     return NOTHING if value is None else f"{value:,.0f}"
+
+
+def _instant(text: str) -> str:
+    """ISO 8601 in UTC, to the second."""
+    return text[:19].replace("T", " ")
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

@@ -59,12 +59,12 @@ def test_it_says_what_was_measured_on_what(tmp_path, manifest, metrics):
         "commit `abc1234`",
         "0123456789ab",
         "purchase has &lt;no> observed row",
-        "| test | 600 | 2026-01-01T00:00:00Z |",
+        "| test | 600 | 2026-01-01 00:00:00 | 2026-02-01 00:00:00 |",
         "| purchase | test | 480 | – | 0.2500 | immature: 1,200 |",
         "| clicks | 12,345 | 67 | null user: 5, no time: 3 |",
         "click: no impression: 11",
         r"logs/a\|b.csv",
-        "training labels are those known on 2026-01-20T00:00:00Z",
+        "training labels are those known on 2026-01-20 00:00:00",
         "| prepare | 1.2 |",
         "30 bootstrap draws of 40 users",
     ):
@@ -129,7 +129,7 @@ def test_undefined_figures_are_dashes(tmp_path, manifest, funnel, tasks, statist
 
 def test_the_summary_is_a_table_of_text(metrics):
     header, rows = summary_table(metrics)
-    assert header == ("test", "metric", "model", "95 % interval", "baseline", "optimum", "of attainable")
+    assert header == ("test", "metric", "model", "95 %", "baseline", "optimum", "share")
     assert [row[:2] for row in rows] == [
         ("click", "auc ↑"),
         ("click", "log_loss ↓"),
