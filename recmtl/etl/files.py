@@ -86,7 +86,7 @@ def header(path: Path, where: str, *, separator: str = ",", encoding: str = "utf
         UserError: the file is empty, damaged, or names a column twice.
     """
     if is_parquet(path):
-        return pl.scan_parquet(path).collect_schema().names()
+        return _scan_parquet(path, where).collect_schema().names()
     return _header_of(path, where, separator, encoding, quote=True)
 
 
@@ -128,7 +128,7 @@ def scan(
         staged = [work / f"text-{number:05}.parquet" for number in range(len(files))]
         for path, out in zip(files.values(), staged, strict=True):
             undecodable |= _stage_text(path, out, where, separator, encoding, missing, names, quote, malformed)
-        frames = [pl.scan_parquet(out) for out in staged]
+        frames = [pl.scan_parquet(out, glob=False) for out in staged]
     columns = frames[0].collect_schema().names()
     for frame, name in zip(frames[1:], list(files)[1:], strict=True):
         others = frame.collect_schema().names()
@@ -152,7 +152,7 @@ def scan(
 
 def _scan_parquet(path: Path, where: str) -> pl.LazyFrame:
     try:
-        frame = pl.scan_parquet(path)
+        frame = pl.scan_parquet(path, glob=False)
         frame.collect_schema()
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{where}: {path} is a damaged Parquet file: {_first_line(error)}") from error

@@ -115,7 +115,7 @@ def ingest(
         ],
         engine="streaming",
     )
-    rejected = dict(pl.scan_parquet(bad).group_by("reason").len().sort("reason").collect().iter_rows())
+    rejected = dict(pl.scan_parquet(bad, glob=False).group_by("reason").len().sort("reason").collect().iter_rows())
     rejected_files = [bad] if rejected else []
     if raw.malformed:
         rejected[raw_files.MALFORMED] = len(raw.malformed)
@@ -126,7 +126,7 @@ def ingest(
     kept = _rows(good)
     log = Ingested(
         name,
-        pl.scan_parquet(good),
+        pl.scan_parquet(good, glob=False),
         kept,
         kept + sum(rejected.values()),
         0,
@@ -139,7 +139,7 @@ def ingest(
 
 
 def _rows(path: Path) -> int:
-    return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+    return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
 
 
 def _renamed(frame: pl.LazyFrame, rename: Mapping[str, str], rules: Rules, where: str) -> pl.LazyFrame:
@@ -175,7 +175,7 @@ def _without_duplicates(log: Ingested, good: Path) -> Ingested:
         .sink_parquet(unique, row_group_size=_ROW_GROUP)
     )
     good.unlink()
-    return replace(log, frame=pl.scan_parquet(unique), rows=log.rows - len(doomed), duplicates=len(doomed))
+    return replace(log, frame=pl.scan_parquet(unique, glob=False), rows=log.rows - len(doomed), duplicates=len(doomed))
 
 
 def _duplicates(log: Ingested) -> pl.DataFrame:

@@ -161,7 +161,7 @@ def label(
             unattributed.update(found.unattributed)
             parts.append(folder / f"first-{number:05}.parquet")
             found.first.write_parquet(parts[-1], compression="lz4")
-        firsts[name] = pl.scan_parquet(parts)
+        firsts[name] = pl.scan_parquet(parts, glob=False)
         columns = {_START: "time", _VALUE: "value"} if value is not None else {_START: "time"}
         labels[name] = Labels(firsts[name].select(ROW, *columns).rename(columns), dict(sorted(unattributed.items())))
     return labels

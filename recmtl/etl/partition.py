@@ -45,5 +45,5 @@ def partition(frame: pl.LazyFrame, by: Sequence[str], count: int, folder: Path) 
     for number in range(count):
         parts = sorted((folder / f"bucket={number}").glob("*.parquet"))
         empty = pl.LazyFrame(schema=schema)
-        buckets.append(pl.scan_parquet(parts, hive_partitioning=False) if parts else empty)
+        buckets.append(pl.scan_parquet(parts, hive_partitioning=False, glob=False) if parts else empty)
     return buckets

@@ -160,6 +160,14 @@ def test_buckets_change_nothing(shop):
     assert whole.unattributed == cut.unattributed
 
 
+def test_folders_may_have_a_pattern_in_their_name(shop):
+    odd = shop / "a [1] *?"
+    odd.mkdir()
+    for path in shop.glob("*.csv"):
+        path.rename(odd / path.name)
+    assert read_in(config_of(odd), odd, bucket_bytes=100).frame.collect()["click"].to_list() == [1, 1, 0, 1]
+
+
 def test_parquet_and_csv_of_the_same_logs_give_the_same_rows(tmp_path):
     impressions = pl.DataFrame(
         {"user_id": [1, 2, 1], "item_id": [5, 5, 6], "time": [1_700_000_000, 1_700_000_100] * 1 + [1_700_000_200]}

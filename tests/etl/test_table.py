@@ -91,3 +91,9 @@ def test_mistakes(tmp_path, path):
         TableConfig.model_validate({"path": path, "paths": {"train": path, "test": path}})
     with pytest.raises(ValidationError, match="one of the two"):
         TableConfig.model_validate({})
+
+
+def test_a_damaged_file_is_said(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(UserError, match="damaged Parquet"):
+        read_in(tmp_path, path=str(tmp_path / "t.parquet"))

@@ -491,7 +491,7 @@ def _assemble(
             block = join_table(block, needed, key, renames[name.removesuffix("s")])
         parts.append(folder / f"part-{number:05}.parquet")
         block.sink_parquet(parts[-1], row_group_size=1 << 17)
-    return pl.scan_parquet(parts)
+    return pl.scan_parquet(parts, glob=False)
 
 
 def _with_label(rows: pl.LazyFrame, name: str, found: pl.LazyFrame, event: Follows) -> pl.LazyFrame:

@@ -152,7 +152,7 @@ def read(config: KuaiRandConfig, work: Path, progress: Progress) -> LabelledLog:
         rows = join_table(rows, frames[name], keys[name], renames[prefixes[name]])
     out = work / "rows.parquet"
     rows.sink_parquet(out, row_group_size=1 << 17)
-    frame = pl.scan_parquet(out)
+    frame = pl.scan_parquet(out, glob=False)
     names = frame.collect_schema().names()
     return LabelledLog(
         frame=frame,

@@ -155,7 +155,7 @@ def read(config: MovieLensConfig, work: Path, progress: Progress) -> LabelledLog
         rows = join_table(rows, frames["users"], "user_id", {})
     out = work / "rows.parquet"
     rows.sink_parquet(out, row_group_size=1 << 17)
-    frame = pl.scan_parquet(out)
+    frame = pl.scan_parquet(out, glob=False)
     return LabelledLog(
         frame=frame,
         columns=Columns(user="user_id", item="item_id", time="time"),
