@@ -131,9 +131,11 @@ def _separator(texts: pl.Series) -> str | None:
         joined = texts.filter(texts.str.contains(separator, literal=True))
         if len(joined) < 0.05 * len(texts):
             continue
-        words = texts.unique().str.split(separator).explode(empty_as_null=False).str.strip_chars()
-        # In a list of tags the same words return in other texts; in a title with a comma hardly any do.
-        if words.n_unique() <= 0.5 * len(words) and words.str.len_chars().max() <= 64:  # type: ignore[operator]
+        distinct = texts.filter(texts != "").unique()
+        words = distinct.str.split(separator).explode(empty_as_null=False).str.strip_chars()
+        words = words.filter(words != "").unique()
+        # Tags return in other texts, so there are no more of them than of texts; the parts of a title hardly do.
+        if len(words) <= len(distinct):
             return separator
     return None
 
