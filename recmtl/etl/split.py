@@ -7,7 +7,7 @@ neither the order nor the partitioning of the rows matters.
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -166,9 +166,10 @@ def _by_time(frame: pl.LazyFrame, columns: Columns, config: SplitConfig) -> Spli
     total = before[-1]
     first = _nearest(before, (1 - config.validation - config.test) * total, 1, len(instants) - 1)
     second = _nearest(before, (1 - config.test) * total, first + 1, len(instants))
+    start = _in_utc(instants[first])
     time = pl.col(columns.time)
-    split = _named(time >= _instant(instants[second]), time >= _instant(instants[first]))
-    return SplitPlan("time", split, instants[first])
+    split = _named(time >= _instant(_in_utc(instants[second])), time >= _instant(start))
+    return SplitPlan("time", split, start)
 
 
 def _given(frame: pl.LazyFrame, columns: Columns, config: SplitConfig, column: str) -> SplitPlan:
@@ -207,23 +208,22 @@ def _carved(train: pl.LazyFrame, columns: Columns, config: SplitConfig, split: p
     if columns.time is not None:
         instants, before = _instants(train, columns.time)
         if len(instants) >= 2:
-            cut = instants[_nearest(before, (1 - config.validation) * before[-1], 1, len(instants))]
+            cut = _in_utc(instants[_nearest(before, (1 - config.validation) * before[-1], 1, len(instants))])
             carved = is_train & (pl.col(columns.time) >= _instant(cut))
             return SplitPlan("given", pl.when(carved).then(_name("validation")).otherwise(split), cut)
     carved = is_train & (_row_share(config.seed) < config.validation)
     return SplitPlan("given", pl.when(carved).then(_name("validation")).otherwise(split), None)
 
 
-def _instants(frame: pl.LazyFrame, time: str) -> tuple[list[datetime], np.ndarray]:
+def _instants(frame: pl.LazyFrame, time: str) -> tuple[pl.Series, npt.NDArray[np.int64]]:
     """The different instants, rising, and how many rows lie before each (with one entry more: all rows)."""
     counts = frame.group_by(pl.col(time).alias("time")).len().sort("time").collect(engine="streaming")
     if counts["time"].null_count():
         raise UserError(f"data.split.by: time, but column {time!r} is missing in some rows; split by user or random")
-    before = np.concatenate([[0], np.cumsum(counts["len"].to_numpy())])
-    return [_in_utc(cast(datetime, instant)) for instant in counts["time"].to_list()], before
+    return counts["time"], np.concatenate([[0], np.cumsum(counts["len"].to_numpy(), dtype=np.int64)])
 
 
-def _nearest(before: np.ndarray, target: float, low: int, high: int) -> int:
+def _nearest(before: npt.NDArray[np.int64], target: float, low: int, high: int) -> int:
     """The instant in [low, high) whose beginning cuts the rows nearest to ``target``."""
     return low + int(np.argmin(np.abs(before[low:high] - target)))
 
