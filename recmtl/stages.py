@@ -6,6 +6,8 @@ folder that it is done, so that the same call after a kill goes on where the las
 
 import json
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -355,7 +357,9 @@ def _train(job: _Job) -> None:
             data=manifest.fingerprint,
         )
     with job.folder.timed("evaluate"):
-        record = evaluation_record(_score_package(job, "validation"), tasks, job.statistics, _truth(job, "validation"))
+        # Intervals are for the final figures: test's, which `run` and `evaluate` add.
+        scored, truth = _score_package(job, "validation"), _truth(job, "validation")
+        record = evaluation_record(scored, tasks, job.statistics, truth, replicates=0)
     job.folder.finish("train", {"epochs": trained.epochs, "best_epoch": trained.best_epoch, "steps": trained.steps})
     job.folder.update_metrics({**record, "rows": _rows(manifest), "history": trained.history})
     _write_up(job)
@@ -455,7 +459,12 @@ def _write_up(job: _Job) -> None:
     path = job.folder.path
     metrics = job.folder.update_metrics({"seconds": job.folder.seconds})
     write_report(
-        path / "report.md", name=job.config.name, manifest=job.manifest, metrics=metrics, config=job.config.resolved()
+        path / "report.md",
+        name=job.config.name,
+        manifest=job.manifest,
+        metrics=metrics,
+        config=job.config.resolved(),
+        commit=_commit(),
     )
     job.tracker.artifact(path / "metrics.json")
     job.tracker.artifact(path / "report.md")
@@ -505,6 +514,23 @@ def _places(
     elif uri is not None:
         shown = redact(uri)
         yield Place("tracking", shown, f"{_quoted(scripts / 'mlflow')} server --backend-store-uri {_quoted(shown)}")
+
+
+def _commit() -> str | None:
+    """The commit of recmtl's own source where it is run from a checkout, with ``+`` when that has changes."""
+    git = shutil.which("git")
+    home = Path(__file__).parent.parent
+    if git is None or not (home / ".git").exists():
+        return None
+
+    def ask(*words: str) -> str | None:
+        done = subprocess.run(  # noqa: S603 - git, on our own folder
+            [git, "-C", str(home), *words], capture_output=True, text=True, check=False, timeout=30
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = ask("rev-parse", "--short=12", "HEAD")
+    return commit and commit + ("+" if ask("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _quoted(text: object) -> str:
