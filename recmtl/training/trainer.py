@@ -395,7 +395,7 @@ class _Trainer:
         """A point of the training curves: mean losses since the last one, weights, rates, speed."""
         self._check_health()
         losses = self._means(self.sums - self.logged)
-        self.logged = self.sums
+        self.logged = self.sums.clone()
         now = time.monotonic()
         values = {f"train/loss/{task}": loss for task, loss in losses.items() if not math.isnan(loss)}
         values |= {f"train/weight/{task}": float(weight) for task, weight in weights.items()}

@@ -1,12 +1,15 @@
-"""A small problem for the trainer's tests; as a script, a training run that can be killed.
+"""A small problem for the trainer's tests; as a script, a training run that is killed and started again.
 
-    python small_run.py FOLDER OUT [balancer] [sparse optimizer]
-
-trains in FOLDER, resuming what lies there, and saves the final weights as OUT.
+python small_run.py FOLDER BALANCER SPARSE_OPTIMIZER KILLS SEED
 """
 
+import json
+import os
+import random
+import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -30,12 +33,10 @@ class InMemory:
         self.batch_size = batch_size
         self.rows = rows.size
         self.batches = -(-rows.size // batch_size)
-        self.wait = 0.0
 
     def epoch(self, number, start=0):
         order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(number))
         for batch in range(start, self.batches):
-            time.sleep(self.wait)
             yield take(self.whole, order[batch * self.batch_size : (batch + 1) * self.batch_size])
 
 
@@ -70,10 +71,10 @@ class Recorder:
 
 
 class SmallRun:
-    """Rows of two ids and a number: click depends on both ids, buy comes after click, rating is seen where click is 1."""
+    """Rows of two ids and a number: click depends on both ids, buy comes after it, rating is seen where click is 1."""
 
     def __init__(self, rows: int = 1000, seed: int = 5) -> None:
-        random = torch.Generator().manual_seed(seed)
+        draw = torch.Generator().manual_seed(seed)
         self.schema = Schema(
             [
                 Feature(name="user", kind="id", embedding_dim=8),
@@ -88,12 +89,12 @@ class SmallRun:
                 Task(name="rating", kind="regression", label="rating"),
             ]
         )
-        users, items = torch.randint(2, 52, (rows,), generator=random), torch.randint(2, 22, (rows,), generator=random)
-        age = torch.randn(rows, generator=random)
-        taste, charm = torch.randn(52, generator=random), torch.randn(22, generator=random)
-        click = (taste[users] + charm[items] + torch.randn(rows, generator=random) > 0).float()
-        buy = click * (charm[items] + age + torch.randn(rows, generator=random) > 0).float()
-        rating = 3 + charm[items] + 0.3 * torch.randn(rows, generator=random)
+        users, items = torch.randint(2, 52, (rows,), generator=draw), torch.randint(2, 22, (rows,), generator=draw)
+        age = torch.randn(rows, generator=draw)
+        taste, charm = torch.randn(52, generator=draw), torch.randn(22, generator=draw)
+        click = (taste[users] + charm[items] + torch.randn(rows, generator=draw) > 0).float()
+        buy = click * (charm[items] + age + torch.randn(rows, generator=draw) > 0).float()
+        rating = 3 + charm[items] + 0.3 * torch.randn(rows, generator=draw)
         self.rows = Batch(
             size=rows,
             sparse=SparseBatch(("user", "item"), torch.cat([users, items]), torch.ones(2 * rows, dtype=torch.int32)),
@@ -164,20 +165,64 @@ class SmallRun:
         return train(model, given.pop("balancer"), given.pop("loader"), config, folder=folder, **given)
 
 
-def main(folder: str, out: str, balancer: str = "fixed", optimizer: str = "rowwise_adagrad", wait: str = "0") -> None:
-    small = SmallRun()
+def finish(folder: Path, out: Path, balancer: str, optimizer: str) -> None:
+    """Train in a folder to the end, resuming what lies there; the final weights and history go to ``out``."""
+    torch.set_num_threads(1)  # forked: OpenMP's threads do not survive that
+    small = SmallRun(rows=500)
     config = small.config(
-        epochs=3,
+        epochs=4,
         sparse={"optimizer": optimizer},
-        early_stopping={"monitor": {"click.auc": 1.0}, "patience": 3},
-        checkpoint={"every_steps": 2},
-        dense={"schedule": {"kind": "cosine", "warmup_steps": 4}},
+        dense={"optimizer": "adagrad" if optimizer == "adagrad" else "adamw"},
+        schedule={"kind": "cosine", "warmup_steps": 4},
+        early_stopping={"monitor": {"click.auc": 1.0, "rating.rmse": 0.1}, "patience": 4},
+        checkpoint={"every_steps": 3, "every_seconds": 0.05},
+        clip_norm=1.0,
     )
-    loader = InMemory(small.rows, config.batch_size)
-    loader.wait = float(wait)
-    trained = small.train(Path(folder), config, balancer=small.balancer(balancer), loader=loader)
-    save_file({name: tensor.contiguous() for name, tensor in trained.model.tensors().items()}, out)
+    trained = small.train(folder, config, balancer=small.balancer(balancer))
+    tensors = {name: tensor.contiguous() for name, tensor in trained.model.tensors().items()}
+    out.mkdir()
+    save_file(tensors, out / "weights")
+    (out / "history.json").write_text(json.dumps([trained.history, trained.best_epoch, trained.steps]))
+
+
+def fork(folder: Path, out: Path, balancer: str, optimizer: str) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            finish(folder, out, balancer, optimizer)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def main(work: Path, balancer: str, optimizer: str, kills: int, seed: int) -> None:
+    """One run left alone, one killed again and again: ``alone/``, ``killed/``; prints where the kills found it."""
+    started = time.monotonic()
+    _, status = os.waitpid(fork(work / "checkpoints-alone", work / "alone", balancer, optimizer), 0)
+    assert status == 0
+    whole = time.monotonic() - started
+    moments = random.Random(seed)
+    caught = []
+    folder = work / "checkpoints-killed"
+    while len(caught) < kills:
+        child = fork(folder, work / "killed", balancer, optimizer)
+        time.sleep(moments.uniform(0.05, 0.6) * whole)
+        while len(caught) % 2 and not any(folder.glob(".unfinished*")) and not (work / "killed").exists():
+            time.sleep(0.0005)  # every other time: until it is about to save
+        if os.waitpid(child, os.WNOHANG)[0]:
+            break  # it was faster
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        caught.append([path.name for path in folder.glob("*")] if folder.exists() else [])
+    if not (work / "killed").exists():
+        _, status = os.waitpid(fork(folder, work / "killed", balancer, optimizer), 0)
+        assert status == 0
+    print(json.dumps(caught))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    from recmtl.features import fused  # noqa: F401 - once, before the forks
+
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
