@@ -324,9 +324,9 @@ def _aligned(pairs: pl.Series, feature: Feature) -> pl.Series:
         row = wrong.arg_max()
         assert row is not None
         raise UserError(
-            f"features.{feature.name}: {wrong.sum()} rows have as many weights in {feature.weights!r} as they do not "
-            f"have values in {feature.column!r}, e.g. {weights.list.len()[row]} weights for {values.list.len()[row]} "
-            "values; align the two columns"
+            f"features.{feature.name}: {wrong.sum()} rows hold another number of weights in {feature.weights!r} than of "
+            f"values in {feature.column!r}, e.g. {weights.list.len()[row]} weights for {values.list.len()[row]} values; "
+            "align the two columns"
         )
     return weights
 
