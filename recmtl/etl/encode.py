@@ -324,8 +324,8 @@ def _aligned(pairs: pl.Series, feature: Feature) -> pl.Series:
         row = wrong.arg_max()
         assert row is not None
         raise UserError(
-            f"features.{feature.name}: {wrong.sum()} rows hold another number of weights in {feature.weights!r} than of "
-            f"values in {feature.column!r}, e.g. {weights.list.len()[row]} weights for {values.list.len()[row]} values; "
+            f"features.{feature.name}: {wrong.sum()} rows hold more or fewer weights in {feature.weights!r} than "
+            f"values in {feature.column!r}, e.g. {weights.list.len()[row]} for {values.list.len()[row]}; "
             "align the two columns"
         )
     return weights

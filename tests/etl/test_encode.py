@@ -181,7 +181,7 @@ def test_weighted_bags_in_two_columns() -> None:
     text = Feature(name="x", kind="weighted_bag", weights="w", separator=",", pooling="sum")
     rows = encoder(text, values=("a", "b")).rows(pl.DataFrame({"x": ["a,b"], "w": ["2,3"]}))
     assert rows.to_dicts() == [{"bag:x": [2, 3], "weights:x": [2.0, 3.0]}]
-    with pytest.raises(UserError, match=r"features\.x: 1 rows.*2 weights for 1 values") as caught:
+    with pytest.raises(UserError, match=r"features\.x: 1 rows hold more or fewer weights.*2 for 1") as caught:
         encoder(feature, values=("a",)).rows(pl.DataFrame({"x": [["a"]], "w": [[1.0, 2.0]]}))
     assert "\n" not in str(caught.value)
 
