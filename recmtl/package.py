@@ -277,12 +277,13 @@ class Package:
         Raises:
             UserError: a column cannot be what the schema says; names feature, column and type.
         """
-        rows = frame.select(column for column in self.schema.columns if column in frame.columns)
-        rows = (
-            rows.with_columns(pl.int_range(frame.height, dtype=pl.Int64).alias(_ROW))
-            if rows.width
-            else pl.DataFrame({_ROW: pl.int_range(frame.height, dtype=pl.Int64, eager=True)})
-        )
+        # A column without any value has whatever type its file or frame gave it: it is missing, not of a wrong type.
+        present = [
+            column
+            for column in self.schema.columns
+            if column in frame.columns and frame[column].null_count() < frame.height
+        ]
+        rows = frame.select(pl.int_range(frame.height, dtype=pl.Int64).alias(_ROW), *present)
         try:
             return self._encoder.rows(rows)
         except pl.exceptions.PolarsError as error:
@@ -420,7 +421,7 @@ class Package:
                             predictions = self.predict(frame)
                         except UserError as error:
                             raise UserError(f"{name}: {error}") from error
-                        parts.write(pl.concat([copied, predictions], how="horizontal"))
+                        parts.write(copied.hstack(predictions) if copied.width else predictions)
                         rows += frame.height
                         bar.advance(frame.height)
             columns = parts.close()

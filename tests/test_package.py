@@ -219,6 +219,13 @@ def test_a_column_that_is_missing_is_missing_in_every_row(package: Package) -> N
         np.testing.assert_array_equal(as_numpy(package.predict(ROWS.drop(column))), as_numpy(package.predict(empty)))
 
 
+@pytest.mark.parametrize("dtype", [pl.Null, pl.String, pl.Float64, pl.Boolean])
+def test_a_column_without_values_may_have_any_type(package: Package, dtype: Any) -> None:
+    expected = as_numpy(package.predict(ROWS.select("unread")))
+    empty = ROWS.select(pl.lit(None, dtype).repeat_by(1).explode().alias(column) for column in package.schema.columns)
+    np.testing.assert_allclose(as_numpy(package.predict(empty.head(1))), expected[:1], rtol=1e-6)
+
+
 def test_no_column_at_all_still_has_rows(package: Package) -> None:
     frame = package.predict(ROWS.select("unread"))
     assert frame.height == 5
@@ -377,7 +384,7 @@ def test_an_input_without_rows(package: Package, tmp_path: Path) -> None:
 
 
 def test_rows_without_keys(package: Package, tmp_path: Path) -> None:
-    ROWS.select("age").write_csv(tmp_path / "a.csv")
+    ROWS.select("age", "price").write_csv(tmp_path / "a.csv")
     done = package.predict_files(str(tmp_path / "a.csv"), tmp_path / "out", progress=Silent())
     assert done.columns == package.prediction_columns
     assert done.rows == pl.read_parquet(done.folder / "*.parquet").height == 5

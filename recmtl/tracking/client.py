@@ -16,7 +16,7 @@ from typing import Any
 from recmtl.errors import UserError
 from recmtl.tracking.base import redact
 
-__all__ = ["connect", "experiment_id", "explain", "patiently", "quietly"]
+__all__ = ["connect", "experiment_id", "explain", "globally", "patiently", "quietly"]
 
 # What the user has set stands. A dead server then costs a few seconds a try instead of MLflow's several minutes.
 _ENVIRONMENT = {
@@ -65,6 +65,23 @@ def quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def globally(uri: str) -> Iterator[None]:
+    """With the store as MLflow's own: its database registry looks logged models up there, not in the client's store."""
+    if uri.startswith("http"):
+        yield
+        return
+    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    try:
+        with _use_tracking_uri(uri):
+            yield
+    finally:
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @contextmanager

@@ -40,11 +40,11 @@ class Journal:
         self.status = "RUNNING"
         self._lock = threading.Lock()
         self._repair()
-        self._file = self.path.open("ab")
         self.run: dict[str, Any] = {}
-        for _, record in self.records():
+        for _, record in self.records() if self.path.exists() else ():
             self.run = self.run or record
             self._remember(record)
+        self._file = self.path.open("ab")
         if not self.run:
             self.run = {"kind": "run", "id": uuid.uuid4().hex, "time": now()}
             self.append(self.run)
@@ -92,8 +92,9 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; the journal takes no more records."""
-        self.sync()
-        self._file.close()
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
 
     def _repair(self) -> None:
         if not self.path.exists():

@@ -192,7 +192,7 @@ class MlflowTracker:
         path = package.resolve().relative_to(self.folder.parent.resolve())
         record = {"kind": "register", "package": str(path), "model": model, "alias": alias}
         self._journal.append(record)
-        self.flush()
+        self._journal.sync()
         self._send(surface=True)
         done = self._sent.get(self.uri, self.experiment)["registered"].get(_wish(record))
         if done is None:
@@ -241,7 +241,7 @@ class MlflowTracker:
         try:
             self._send(surface=True)
         except BaseException:
-            self._release()
+            self.kill()
             raise
         self._thread = threading.Thread(target=self._follow, name="recmtl-tracking", daemon=True)
         self._thread.start()
@@ -256,9 +256,10 @@ class MlflowTracker:
                 f"the run is tracked in {self.folder} alone, because {self._failure}; "
                 f"`recmtl tracking sync {self.folder.parent}` sends it later"
             )
-        self._release()
+        self.kill()
 
-    def _release(self) -> None:
+    def kill(self) -> None:
+        """Stop without another word to the store, as a kill would; a no-op after :meth:`close`."""
         self._stop_thread()
         self._journal.close()
         self._in_use.release()
@@ -283,23 +284,27 @@ class MlflowTracker:
                 last = max((self._journal.last_step.get(_key(key), -1) for key in values), default=-1)
                 self.metrics(values, last + 1)
             if time.monotonic() >= retry_at:
-                self._send()
+                self._send(registering=False)
                 retry_at = time.monotonic() + (_RETRY_EVERY if self._failure else 0.0)
             self._wake.wait(min(_SEND_EVERY, self._every or _SEND_EVERY))
             self._wake.clear()
 
     # Sending
 
-    def _send(self, *, surface: bool = False) -> None:
+    def _send(self, *, surface: bool = False, registering: bool = True) -> None:
         """Send what the store has not acknowledged; a store that is away is warned of once.
 
-        ``surface``: raise a user's mistake (a deleted experiment, a damaged package) instead of warning of it.
+        Args:
+            surface: raise a user's mistake (a deleted experiment, a damaged package) instead of warning of it.
+            registering: go on past a wish to register; the thread leaves that to :meth:`register`, which waits for it.
         """
         with self._sending:
             try:
                 with quietly():
                     self._verify()
                     for batch in self._pending():
+                        if batch.other is not None and batch.other["kind"] == "register" and not registering:
+                            break
                         try:
                             self._deliver(batch)
                         except RecmtlError:
@@ -570,7 +575,7 @@ def sync(run: Path, *, uri: str | None = None, progress: Progress) -> Synced:
             raise NotRegisteredError(f"{run} is still not sent: {tracker._failure}")
         return Synced(tracker.uri, tracker.run_id, tracker.registered)
     finally:
-        tracker._release()
+        tracker.kill()
 
 
 def _key(name: str) -> str:

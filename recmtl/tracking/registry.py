@@ -24,7 +24,7 @@ from recmtl.manifest import file_hash
 from recmtl.package import Contents, verify_package
 from recmtl.settings import Settings
 from recmtl.tracking.base import RegisteredVersion, redact, store_uri
-from recmtl.tracking.client import connect, experiment_id, explain, patiently, quietly
+from recmtl.tracking.client import connect, experiment_id, explain, globally, patiently, quietly
 
 __all__ = ["RegistryConfig", "register", "requirements", "resolve", "resolved"]
 
@@ -93,8 +93,8 @@ def register(
 
     uri = store_uri(uri)
     try:
-        with quietly(), patiently():
-            client = connect(uri)
+        client = connect(uri)
+        with quietly(), patiently(), globally(uri):
             return _register(client, contents, model, alias, uri=uri, run_id=run_id, experiment=experiment)
     except RecmtlError:
         raise

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
@@ -24,7 +25,10 @@ class Ranker(PythonModel):  # type: ignore[misc]
 
         self._package = load_package(Path(context.artifacts["package"]))
 
-    def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    # MLflow reads the annotation: a frame is the one that needs no schema of MLflow's kind, and no warning.
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """Predictions for raw rows, in their order and under their index."""
         return self._package.predict_pandas(model_input)
 

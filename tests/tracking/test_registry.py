@@ -1,0 +1,318 @@
+"""From a package to a registered version and back, and what MLflow serves of it in a process of its own."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recmtl.errors import NotRegisteredError, RunError, UserError
+from recmtl.manifest import file_hash
+from recmtl.package import load_package, verify_package
+from recmtl.tracking import RegisteredVersion, register, resolve, resolved
+from recmtl.tracking.client import quietly
+from recmtl.tracking.registry import requirements
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def registered(uri: str, saved: Path) -> RegisteredVersion:
+    return register(saved, "ranker", "challenger", uri=uri)
+
+
+def model_folder(tmp_path: Path) -> Path:
+    """Where the store keeps the one registered model."""
+    (found,) = (tmp_path / "store" / "mlartifacts").rglob("MLmodel")
+    return found.parent
+
+
+# Registering
+
+
+def test_a_version_with_its_alias_and_hashes(
+    registered: RegisteredVersion, client: Any, saved: Path, tmp_path: Path
+) -> None:
+    assert registered == RegisteredVersion("ranker", 1, "challenger")
+    with quietly():
+        version = client.get_model_version_by_alias("ranker", "challenger")
+    assert version.version in (1, "1")
+    assert version.status == "READY"
+    assert version.tags["recmtl.package"] == verify_package(saved).digest
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert not [path for path in model_folder(tmp_path).rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
+
+
+def test_the_same_package_is_the_same_version(
+    registered: RegisteredVersion, uri: str, saved: Path, client: Any
+) -> None:
+    assert register(saved, "ranker", "champion", uri=uri) == RegisteredVersion("ranker", 1, "champion")
+    with quietly():
+        assert client.get_model_version_by_alias("ranker", "challenger").version in (1, "1")
+
+
+def test_another_package_is_the_next_version(
+    registered: RegisteredVersion, uri: str, sample: Any, client: Any, tmp_path: Path
+) -> None:
+    other = type(sample)(seed=9).save(tmp_path / "other")
+    assert register(other, "ranker", "challenger", uri=uri) == RegisteredVersion("ranker", 2, "challenger")
+    with quietly():
+        assert client.get_model_version_by_alias("ranker", "challenger").version in (2, "2")
+    assert register(other, "second", None, uri=uri) == RegisteredVersion("second", 1, None)
+
+
+def test_killed_between_upload_and_version(
+    uri: str, saved: Path, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the server went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_model_version", killed)
+        with pytest.raises(NotRegisteredError, match="the server went away"):
+            register(saved, "ranker", "challenger", uri=uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_model_artifacts", killed)
+        assert register(saved, "ranker", "challenger", uri=uri).version == 1  # nothing is uploaded twice
+    assert model_folder(tmp_path).is_dir()
+
+
+def test_killed_while_uploading(uri: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    upload = MlflowClient.log_model_artifacts
+
+    def half(self: Any, model_id: str, local_dir: str) -> None:
+        shutil.rmtree(Path(local_dir) / "artifacts")
+        upload(self, model_id, local_dir)
+        raise ConnectionError("the server went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_model_artifacts", half)
+        with pytest.raises(NotRegisteredError):
+            register(saved, "ranker", "challenger", uri=uri)
+    version = register(saved, "ranker", "challenger", uri=uri)
+    with resolved(version.uri, uri) as folder:
+        assert verify_package(folder).digest == verify_package(saved).digest
+    assert model_folder(tmp_path).is_dir()  # the first one's folder, completed
+
+
+def test_a_damaged_package_is_not_registered(uri: str, saved: Path, tmp_path: Path, client: Any) -> None:
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    (copy / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match="is not what was packaged"):
+        register(copy, "ranker", "challenger", uri=uri)
+    with quietly():
+        assert client.search_registered_models() == []
+
+
+def test_the_users_own_store_is_left_set(uri: str, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://theirs")
+    register(saved, "ranker", None, uri=uri)
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://theirs"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    register(saved, "ranker", None, uri=uri)
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_requirements_are_the_locks_pins_without_what_trains() -> None:
+    pins = dict(line.split("==") for line in requirements())
+    lock = (ROOT / "requirements" / "cpu.txt").read_text()
+    locked = set(re.findall(r"^([a-z0-9.-]+==\S+)", lock, re.MULTILINE))
+    assert not set(pins) & {"torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchjd", "typer", "recmtl"}
+    assert {"torch", "mlflow", "polars", "pyarrow", "numpy", "pandas", "pydantic", "safetensors", "pyyaml"} <= set(pins)
+    assert "+" not in pins["torch"]
+    same = {f"{name}=={version}" for name, version in pins.items()} & locked
+    assert len(same) >= len(pins) - 1 or sys.version_info[:2] != (3, 11)  # torch alone is pinned elsewhere
+
+
+# Coming back
+
+
+def test_every_way_to_name_a_model(
+    registered: RegisteredVersion, uri: str, client: Any, saved: Path, tmp_path: Path
+) -> None:
+    with quietly():
+        (logged,) = client.search_logged_models(["1"])
+    names = ["models:/ranker@challenger", "models:/ranker/1", f"models:/{logged.model_id}"]
+    for number, name in enumerate([*names, str(saved), str(model_folder(tmp_path))]):
+        folder = resolve(name, uri, folder=tmp_path / f"got{number}")
+        assert verify_package(folder).digest == verify_package(saved).digest, name
+    run = tmp_path / "run"
+    shutil.copytree(saved, run / "package")
+    assert resolve(str(run), folder=tmp_path) == run / "package"
+
+
+def test_a_runs_model(uri: str, client: Any, saved: Path, tmp_path: Path) -> None:
+    with quietly():
+        run = client.create_run(client.create_experiment("x", artifact_location=(tmp_path / "x").as_uri()))
+    register(saved, "ranker", None, uri=uri, run_id=run.info.run_id)
+    with resolved(f"runs:/{run.info.run_id}/model", uri) as folder:
+        assert verify_package(folder).digest == verify_package(saved).digest
+    with pytest.raises(UserError, match="has no model of this name"), resolved(f"runs:/{run.info.run_id}/other", uri):
+        pass
+
+
+def test_the_default_store_is_the_environments(
+    registered: RegisteredVersion, uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="there is no tracking store at"), resolved("models:/ranker@challenger"):
+        pass
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with resolved("models:/ranker@challenger") as folder:
+        assert (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "model", ["models:/ranker@nobody", "models:/nobody@challenger", "models:/ranker/7", "models:/m-0123456789abcdef"]
+)
+def test_what_is_not_there_is_the_users_mistake(registered: RegisteredVersion, uri: str, model: str) -> None:
+    with pytest.raises(UserError, match=rf"{model}: not found on sqlite"), resolved(model, uri):
+        pass
+
+
+def test_names_that_are_none(registered: RegisteredVersion, uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected models:/NAME@ALIAS"), resolved("models:/ranker", uri):
+        pass
+    with pytest.raises(UserError, match="no such folder"), resolved("nowhere"):
+        pass
+    with pytest.raises(UserError, match=r"hashes\.json is missing"), resolved(str(tmp_path)):
+        pass
+
+
+def test_a_package_that_was_tampered_with_is_refused(registered: RegisteredVersion, uri: str, tmp_path: Path) -> None:
+    package = model_folder(tmp_path) / "artifacts" / "package"
+    about = package / "package.json"
+    about.write_text(about.read_text().replace('"click"', '"klick"'))
+    with pytest.raises(RunError, match=r"package\.json is not what was packaged"), resolved(registered.uri, uri):
+        pass
+    # With its hashes made to fit, the registry's own record still tells.
+    listing = json.loads((package / "hashes.json").read_text())
+    listing["files"]["package.json"] = file_hash(about)
+    (package / "hashes.json").write_text(json.dumps(listing))
+    assert verify_package(package).digest
+    with pytest.raises(RunError, match="is not the one that was registered"), resolved(registered.uri, uri):
+        pass
+
+
+def test_no_code_of_the_registry_is_run(registered: RegisteredVersion, uri: str, tmp_path: Path) -> None:
+    (model_folder(tmp_path) / "serving.py").write_text("raise SystemExit('run')")
+    (model_folder(tmp_path) / "code" / "recmtl" / "__init__.py").write_text("raise SystemExit('run')")
+    with resolved(registered.uri, uri) as folder:
+        assert load_package(folder).predict(pl.DataFrame({"user_id": [1]})).height == 1
+
+
+def test_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with (
+        pytest.raises(RunError, match=r"cannot fetch it from http://\*\*\*@127"),
+        resolved("models:/a@b", "http://ann:s3cret@127.0.0.1:9"),
+    ):
+        pass
+
+
+# Served by MLflow
+
+SERVE = """
+import json, sys
+import mlflow, numpy as np, pandas as pd
+model = mlflow.pyfunc.load_model("models:/ranker@challenger")
+import recmtl
+none = float("nan")
+whole = {
+    "user_id": [1, 2, 9, none, 3],
+    "item_id": ["a", None, "b", "a", "never seen"],
+    "tag": ["x,y", None, "", "y", "z"],
+    "genre": ["p:0.5,q:0.5", "p", None, "q:2", "r:1"],
+    "likes": [[7], [8, 7], None, [], [99]],
+    "price": [1.0, None, 3.5, 0.0, -2.0],
+    "age": [20, 30, None, 41, 5],
+    "content": [[1.0, 2.0, 3.0], None, [0.0, 0.0, 1.0], [0.5, 0.5, 0.5], [1.0, 1.0, 1.0]],
+}
+frame = pd.DataFrame(whole)
+variants = {
+    "floats with gaps": frame,
+    "nullable": frame.astype({"user_id": "Int64", "age": "Int64"}),
+    "objects": frame.astype(object),
+    "text": frame.assign(user_id=["1", "2", "9", None, "3"]),
+    "integers for reals": frame.assign(price=pd.array([1, None, 3.5, 0, -2], dtype="Float64")),
+    "float64 arrays": frame.assign(content=[None if c is None else np.asarray(c) for c in whole["content"]]),
+    "float32 arrays": frame.assign(content=[None if c is None else np.float32(c) for c in whole["content"]]),
+    "a column too many": frame.assign(other="x"),
+    "one by one": None,
+}
+got = {}
+for name, variant in variants.items():
+    if variant is None:
+        got[name] = pd.concat([model.predict(frame.iloc[[i]]) for i in range(5)]).to_numpy().tolist()
+    else:
+        got[name] = model.predict(variant).to_numpy().tolist()
+got["without"] = model.predict(frame.drop(columns=["user_id", "content"])).to_numpy().tolist()
+got["one column"] = model.predict(frame[["age"]]).to_numpy().tolist()
+try:
+    model.predict(pd.DataFrame({"content": [[1.0]]}))
+except Exception as error:
+    got["error"] = str(error)
+got["columns"] = list(model.predict(frame).columns)
+got["home"] = recmtl.__file__
+got["modules"] = [n for n in sys.modules if n.split(".")[0] in ("torchrec", "fbgemm_gpu", "torchjd")]
+print(json.dumps(got))
+"""
+
+
+def serve(uri: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-W", "ignore", "-c", SERVE]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def test_a_fresh_process_predicts_what_the_trainer_did(
+    registered: RegisteredVersion, uri: str, saved: Path, tmp_path: Path
+) -> None:
+    done = serve(uri, tmp_path / "elsewhere")
+    assert done.returncode == 0, done.stderr
+    got = json.loads(done.stdout)
+    rows = pl.DataFrame(
+        {
+            "user_id": [1, 2, 9, None, 3],
+            "item_id": ["a", None, "b", "a", "never seen"],
+            "tag": ["x,y", None, "", "y", "z"],
+            "genre": ["p:0.5,q:0.5", "p", None, "q:2", "r:1"],
+            "likes": [[7], [8, 7], None, [], [99]],
+            "price": [1.0, None, 3.5, 0.0, -2.0],
+            "age": [20, 30, None, 41, 5],
+            "content": [[1.0, 2.0, 3.0], None, [0.0, 0.0, 1.0], [0.5, 0.5, 0.5], [1.0, 1.0, 1.0]],
+        }
+    )
+    package = load_package(saved)
+    expected = package.predict(rows).to_numpy()
+    for name in list(got)[:9]:
+        np.testing.assert_allclose(got[name], expected, rtol=1e-6, atol=1e-6, err_msg=name)
+    without = package.predict(rows.drop("user_id", "content")).to_numpy()
+    np.testing.assert_allclose(got["without"], without, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(got["one column"], package.predict(rows.select("age")).to_numpy(), rtol=1e-6, atol=1e-6)
+    assert got["columns"] == list(package.prediction_columns)
+    assert re.match(r"features\.content: 1 rows of column 'content' are not vectors", got["error"])
+    assert "\n" not in got["error"]
+    assert got["modules"] == []
+    assert Path(got["home"]).is_relative_to(model_folder(tmp_path)), "recmtl came from elsewhere"
+
+
+def test_source_that_was_changed_is_not_imported(registered: RegisteredVersion, uri: str, tmp_path: Path) -> None:
+    source = model_folder(tmp_path) / "code" / "recmtl" / "heads.py"
+    source.write_text(source.read_text() + "\nprint('changed')\n")
+    done = serve(uri, tmp_path / "elsewhere")
+    assert done.returncode != 0
+    assert "recmtl's source is not what was registered: recmtl/heads.py" in done.stderr
+    assert "changed" not in done.stdout
