@@ -110,7 +110,7 @@ def save_package(
     """Write a package; a package that is there is replaced once the new one is whole.
 
     Args:
-        folder: the package's folder.
+        folder: the package's folder; no other process writes a package there meanwhile.
         model: as trained; its tensors may lie on any device and in either kind of tables.
         schema, tasks, statistics, columns: of the data that it was trained on.
         config: the run's resolved config as plain data; its ``model`` is what the model is built from.
@@ -127,6 +127,7 @@ def save_package(
         statistics=statistics.fingerprint(),
         versions={"recmtl": recmtl.__version__, "torch": torch.__version__.partition("+")[0]},
     )
+    _remove_leftovers(folder)
     with _replacing(folder) as temporary:
         # Cloned: two names may share storage, which safetensors refuses.
         tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.tensors().items()}
@@ -409,7 +410,8 @@ class Package:
         files = find(inputs, "--input")
         _check_output(output, files, overwrite)
         rows = 0
-        with _replacing(output) as temporary, tempfile.TemporaryDirectory() as work:
+        # CSV is staged beside the output, where there is room for what is about to be written, not in /tmp.
+        with _replacing(output) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".") as work:
             parts = _Parts(temporary, rows_per_part)
             total = _rows_of(files)
             with progress.bar("predicting", total, "rows") as bar:
@@ -424,6 +426,7 @@ class Package:
                         parts.write(copied.hstack(predictions) if copied.width else predictions)
                         rows += frame.height
                         bar.advance(frame.height)
+                    shutil.rmtree(Path(work) / str(number))
             columns = parts.close()
         return Predictions(output, rows, columns)
 
@@ -603,7 +606,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         if folder.exists():
-            old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+            old = folder.with_name(f"{temporary.name.removesuffix('.tmp')}.old")
             folder.rename(old)
             temporary.rename(folder)
             shutil.rmtree(old)
@@ -611,3 +614,10 @@ def _replacing(folder: Path) -> Iterator[Path]:
             temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What :func:`_replacing` left behind when it was killed."""
+    for path in folder.absolute().parent.glob(f".{folder.name}.*"):
+        if re.fullmatch(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.(tmp|old)", path.name):
+            shutil.rmtree(path)

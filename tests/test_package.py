@@ -89,6 +89,13 @@ def test_a_package_is_replaced_whole(sample: Any, saved: Path, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
 
 
+def test_what_a_kill_left_is_removed(sample: Any, tmp_path: Path) -> None:
+    for name in (".package.0a1b2c3d.tmp", ".package.0a1b2c3d.old", ".package.mine"):
+        (tmp_path / name).mkdir()
+    sample.save(tmp_path / "package")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".package.mine", "package"]
+
+
 def test_a_save_that_fails_leaves_the_old_one(sample: Any, tmp_path: Path) -> None:
     folder = sample.save(tmp_path / "package")
     before = verify_package(folder).digest
