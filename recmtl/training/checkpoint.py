@@ -3,7 +3,7 @@
 In: named tensors and plain data. Out: a folder per checkpoint, written under another name, flushed to disk, renamed::
 
     newest                   the newest checkpoint's name, replaced in one step
-    step-000000120/
+    step-000000120-00/       the first one saved at step 120; a later one is -01, none is ever overwritten
         tensors.safetensors  weights, optimiser states, balancer, running sums
         state.json           position, history, early stopping, identity, the name of the best weights
         hashes.json          SHA-256 of the two
@@ -64,7 +64,7 @@ class Checkpoints:
         """Save a checkpoint, make it the newest, and drop those beyond ``keep``.
 
         Args:
-            step: names it; a checkpoint of that step, which can only be a damaged one, is replaced.
+            step: names it, with a number for every further one of the same step.
             tensors: name to tensor, on any device.
             state: JSON data; ``best``, if there, is a name that :meth:`save_best` gave.
 
@@ -73,7 +73,9 @@ class Checkpoints:
         """
         whole = {"format": _FORMAT, "identity": self._identity, "step": step, **state}
         try:
-            name = self._write(f"step-{step:09d}", tensors, whole)
+            same = sorted(self._folder.glob(f"step-{step:09d}-*"))
+            number = int(same[-1].name.rpartition("-")[2]) + 1 if same else 0
+            name = self._write(f"step-{step:09d}-{number:02d}", tensors, whole)
             pointer = self._folder / f"{_UNFINISHED}newest"
             _write_flushed(pointer, f"{name}\n".encode())
             pointer.replace(self._folder / "newest")
@@ -144,7 +146,7 @@ class Checkpoints:
         _flush_folder(unfinished)
         if by_content:
             name = f"{name}-{hashlib.sha256(hashes).hexdigest()[:12]}"
-        if (self._folder / name).exists():
+        if (self._folder / name).exists():  # the same weights, saved before a kill: perhaps they are damaged
             self._remove(self._folder / name)
         unfinished.rename(self._folder / name)
         _flush_folder(self._folder)

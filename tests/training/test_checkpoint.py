@@ -48,9 +48,19 @@ def test_the_newest_few_are_kept(store):
     checkpoints = store.open(keep=2)
     for step in (5, 10, 15):
         checkpoints.save(step, tensors(step), {})
-    assert sorted(path.name for path in store.folder.iterdir()) == ["newest", "step-000000010", "step-000000015"]
-    assert (store.folder / "newest").read_text() == "step-000000015\n"
+    assert sorted(path.name for path in store.folder.iterdir()) == ["newest", "step-000000010-00", "step-000000015-00"]
+    assert (store.folder / "newest").read_text() == "step-000000015-00\n"
     assert checkpoints.newest().tensors["number"].item() == 15
+
+
+def test_nothing_is_overwritten(store):
+    checkpoints = store.open()
+    for number in (1, 2):
+        checkpoints.save(5, tensors(number), {})
+    assert sorted(path.name for path in store.folder.glob("step-*")) == ["step-000000005-00", "step-000000005-01"]
+    assert checkpoints.newest().tensors["number"].item() == 2
+    checkpoints.save(5, tensors(3), {})
+    assert sorted(path.name for path in store.folder.glob("step-*")) == ["step-000000005-01", "step-000000005-02"]
 
 
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "hashes.json"])
@@ -59,7 +69,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(store, file, harm):
     checkpoints = store.open()
     for step in (5, 10):
         checkpoints.save(step, tensors(step), {})
-    path = store.folder / "step-000000010" / file
+    path = store.folder / "step-000000010-00" / file
     content = bytearray(path.read_bytes())
     if harm == "gone":
         path.unlink()
@@ -69,21 +79,21 @@ def test_a_damaged_newest_falls_back_to_the_one_before(store, file, harm):
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     assert checkpoints.newest().tensors["number"].item() == 5
-    assert "step-000000010 is damaged" in store.progress.warnings[0]
+    assert "step-000000010-00 is damaged" in store.progress.warnings[0]
     checkpoints.save(10, tensors(10), {})
     assert store.open().newest().tensors["number"].item() == 10
 
 
 def test_all_damaged_is_a_beginning_with_warnings(store):
     store.open().save(5, tensors(5), {})
-    (store.folder / "step-000000005" / "hashes.json").write_text("{}")
+    (store.folder / "step-000000005-00" / "hashes.json").write_text("{}")
     assert store.open().newest() is None
     assert len(store.progress.warnings) == 1
 
 
 def test_a_pointer_that_points_nowhere_is_passed_over(store):
     store.open().save(5, tensors(5), {})
-    for content in ("step-000000099", "../elsewhere", "\x00", ""):
+    for content in ("step-000000099-00", "../elsewhere", "\x00", ""):
         (store.folder / "newest").write_text(content)
         assert store.open().newest().tensors["number"].item() == 5
     (store.folder / "newest").unlink()
@@ -92,11 +102,11 @@ def test_a_pointer_that_points_nowhere_is_passed_over(store):
 
 def test_remains_of_a_killed_process_are_removed(store):
     store.open().save(5, tensors(5), {})
-    (store.folder / ".unfinished-step-000000010").mkdir()
-    (store.folder / ".unfinished-step-000000010" / "tensors.safetensors").write_bytes(b"half")
+    (store.folder / ".unfinished-step-000000010-00").mkdir()
+    (store.folder / ".unfinished-step-000000010-00" / "tensors.safetensors").write_bytes(b"half")
     (store.folder / ".unfinished-newest").write_text("step-0")
     checkpoints = store.open()
-    assert sorted(path.name for path in store.folder.iterdir()) == ["newest", "step-000000005"]
+    assert sorted(path.name for path in store.folder.iterdir()) == ["newest", "step-000000005-00"]
     checkpoints.save(10, tensors(10), {})
     assert checkpoints.newest().tensors["number"].item() == 10
 
@@ -134,7 +144,7 @@ def test_a_checkpoint_whose_best_weights_are_damaged_is_passed_over(store):
 
 def test_a_name_cannot_lead_out_of_the_folder(store):
     checkpoints = store.open()
-    for name in ("../best-1", "best-1/../../x", "step-000000005"):
+    for name in ("../best-1", "best-1/../../x", "step-000000005-00"):
         with pytest.raises(RunError, match="no name of weights"):
             checkpoints.load_best(name)
 
@@ -148,7 +158,7 @@ def test_weights_that_are_saved_twice_are_saved_once(store):
 def test_nothing_is_pickled(store):
     checkpoints = store.open()
     checkpoints.save(5, tensors(5), {})
-    folder = store.folder / "step-000000005"
+    folder = store.folder / "step-000000005-00"
     assert sorted(path.name for path in folder.iterdir()) == ["hashes.json", "state.json", "tensors.safetensors"]
     json.loads((folder / "state.json").read_text())
 

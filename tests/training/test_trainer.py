@@ -287,10 +287,10 @@ def test_a_damaged_checkpoint_costs_steps_not_the_result(small, tmp_path):
     config = small.config(checkpoint={"every_steps": 7, "keep": 3})
     whole = small.train(tmp_path / "whole", config)
     killed_at(small, tmp_path / "killed", config, 22)
-    damaged = tmp_path / "killed" / "step-000000021" / "tensors.safetensors"
+    damaged = tmp_path / "killed" / "step-000000021-00" / "tensors.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     resumed = small.train(tmp_path / "killed", config)
-    assert "step-000000021 is damaged" in small.progress.warnings[0]
+    assert "step-000000021-00 is damaged" in small.progress.warnings[0]
     assert equal(weights(whole.model), weights(resumed.model))
 
 
@@ -304,7 +304,7 @@ def test_a_checkpoint_is_due_by_time_too(small, tmp_path):
     config = small.config(epochs=1, checkpoint={"every_seconds": 1e-9, "keep": 100})
     small.train(tmp_path, config)
     saved = sorted(path.name for path in tmp_path.glob("step-*"))
-    assert saved == [f"step-{step:09d}" for step in range(1, 17)]
+    assert saved == [f"step-{step:09d}-00" for step in range(1, 17)] + ["step-000000016-01"]
 
 
 # What it refuses
@@ -327,7 +327,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_task_step_and_batch(s
     message = r"the loss of rating is not finite at step 5 \(epoch 1, batch 5.*The last checkpoint is from before it"
     with pytest.raises(RunError, match=message):
         small.train(tmp_path, config, model=model)
-    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000005"]
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000005-00"]
     assert all(tensor.isfinite().all() for tensor in model.tensors().values())
 
 
