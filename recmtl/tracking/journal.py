@@ -49,13 +49,18 @@ class Journal:
             self.run = {"kind": "run", "id": uuid.uuid4().hex, "time": now()}
             self.append(self.run)
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add a record; it survives this process from here on (and the machine after :meth:`sync`)."""
+    def append(self, record: Mapping[str, Any]) -> int:
+        """Add a record; it survives this process from here on (and the machine after :meth:`sync`).
+
+        Returns:
+            The byte behind it.
+        """
         with self._lock:
             # In one write to the operating system, so that a kill leaves whole lines.
             self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
             self._file.flush()
             self._remember(record)
+            return self._file.tell()
 
     def sync(self) -> None:
         """Wait until everything is on the disk."""

@@ -191,17 +191,17 @@ class MlflowTracker:
         """
         path = package.resolve().relative_to(self.folder.parent.resolve())
         record = {"kind": "register", "package": str(path), "model": model, "alias": alias}
-        self._journal.append(record)
+        end = self._journal.append(record)
         self._journal.sync()
         self._send(surface=True)
-        done = self._sent.get(self.uri, self.experiment)["registered"].get(_wish(record))
-        if done is None:
+        state = self._sent.get(self.uri, self.experiment)
+        if state["acknowledged"] < end:
             raise NotRegisteredError(
                 f"the model is trained but not registered: {self._failure}; everything is kept in "
                 f"{self.folder.parent}, and `recmtl tracking sync {self.folder.parent}` sends and registers it once "
                 "the store is there"
             )
-        return RegisteredVersion(model, done["version"], alias)
+        return RegisteredVersion(model, state["registered"][_wish(record)]["version"], alias)
 
     def flush(self) -> None:
         """Put the journal on the disk and have the thread send it."""

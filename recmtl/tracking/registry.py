@@ -302,6 +302,8 @@ def resolve(model: str, tracking_uri: str | None = None, *, folder: Path) -> Pat
         with quietly(), patiently():
             client = connect(uri)
             location, expected = _locate(client, model)
+            if expected is None:
+                raise UserError(f"{model}: this model was not registered by recmtl (it has no tag recmtl.package)")
             import mlflow.artifacts
 
             path = Path(
@@ -316,7 +318,7 @@ def resolve(model: str, tracking_uri: str | None = None, *, folder: Path) -> Pat
     except OSError as error:
         raise RunError(f"{model}: cannot fetch it from {redact(uri)}: {explain(error)}") from error
     contents = verify_package(path)
-    if expected is not None and contents.digest != expected:
+    if contents.digest != expected:
         raise RunError(
             f"{model}: the package that {redact(uri)} holds is not the one that was registered: its hash is "
             f"{contents.digest[:12]}, registered was {expected[:12]}"

@@ -307,6 +307,26 @@ def test_a_store_that_comes_back_gets_everything(make_tracker: Make, client: Any
     assert "the disk is full" in progress.warnings[0]
 
 
+def test_registered_again_while_the_store_is_away(
+    make_tracker: Make, uri: str, sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    package = sample.save(tmp_path / "run" / "package")
+    tracker = make_tracker(uri)
+    first = tracker.register(package, "ranker", "challenger")
+    assert first is not None
+    assert tracker.registered == (first,)
+    type(sample)(seed=9).save(package)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_registered_model", broken)
+        with pytest.raises(NotRegisteredError, match="the disk is full"):
+            tracker.register(package, "ranker", "challenger")
+    second = tracker.register(package, "ranker", "challenger")
+    assert second is not None
+    assert (first.version, second.version) == (1, 2)
+
+
 def broken(*_: Any, **__: Any) -> None:
     raise OSError("the disk is full")
 

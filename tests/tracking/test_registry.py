@@ -190,6 +190,14 @@ def test_names_that_are_none(registered: RegisteredVersion, uri: str, tmp_path: 
         pass
 
 
+def test_a_model_of_somebody_else(uri: str, client: Any, tmp_path: Path) -> None:
+    with quietly():
+        client.create_registered_model("other")
+        client.create_model_version("other", (tmp_path / "other").as_uri(), run_id="0" * 32)
+    with pytest.raises(UserError, match="was not registered by recmtl"), resolved("models:/other/1", uri):
+        pass
+
+
 def test_a_package_that_was_tampered_with_is_refused(registered: RegisteredVersion, uri: str, tmp_path: Path) -> None:
     package = model_folder(tmp_path) / "artifacts" / "package"
     about = package / "package.json"
