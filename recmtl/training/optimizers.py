@@ -4,7 +4,8 @@ Tables either step inside ``backward`` (fused, FBGEMM) or are ordinary parameter
 look the same from outside: :class:`SparseOptimizer`. The dense optimiser is torch's own, with names to its state.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -33,25 +34,36 @@ Betas = tuple[float, float]
 class SparseOptimizerConfig(Settings):
     """The optimiser of the embedding tables."""
 
-    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam", "exact_adam", "exact_adamw"] = "rowwise_adagrad"
-    """rowwise_adagrad, adagrad, sgd: fused, they step inside backward and touch the rows of the batch alone. adam:
-    fused as well, on a GPU only (FBGEMM has no CPU kernel). exact_adam, exact_adamw: torch's own over plain tables, on
-    any device; every row moves at every step, which costs time and memory with the size of the tables."""
+    optimizer: Literal[
+        "rowwise_adagrad",
+        "adagrad",
+        "sgd",
+        "adam",
+        "partial_rowwise_adam",
+        "lamb",
+        "partial_rowwise_lamb",
+        "exact_adam",
+        "exact_adamw",
+    ] = "rowwise_adagrad"
+    """rowwise_adagrad, adagrad, sgd: fused, they step inside backward and touch the rows of the batch alone. adam,
+    partial_rowwise_adam (one second moment a row), lamb, partial_rowwise_lamb: fused as well, on a GPU only (FBGEMM has
+    no CPU kernel for them). exact_adam, exact_adamw: torch's own over plain tables, on any device; every row moves at
+    every step, which costs time and memory with the size of the tables."""
     lr: float = Field(default=0.02, gt=0)
     """Learning rate."""
     eps: float | None = Field(default=None, gt=0)
     """Added to the denominator; by default 1e-8. Not for sgd."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """L2 penalty (exact_adamw: decoupled). Fused optimisers: only rowwise_adagrad and adam have it, on a GPU."""
+    """L2 penalty (exact_adamw: decoupled). Of the fused ones sgd and adagrad do not have it, and none on a CPU."""
     betas: Betas | None = None
-    """adam, exact_adam, exact_adamw: decay of the two moments; by default 0.9 and 0.999."""
+    """The adams and lambs: decay of the two moments; by default 0.9 and 0.999."""
     schedule: ScheduleConfig | None = None
     """How the rate changes; by default as training.schedule says."""
 
     @model_validator(mode="after")
     def _fields_fit_the_optimizer(self) -> "SparseOptimizerConfig":
-        if self.betas is not None and "adam" not in self.optimizer:
-            raise ValueError(f"sparse.betas belongs to adam, exact_adam or exact_adamw, not {self.optimizer}")
+        if self.betas is not None and not _has_moments(self.optimizer):
+            raise ValueError(f"sparse.betas belongs to the adams and lambs, not {self.optimizer}")
         if self.eps is not None and self.optimizer == "sgd":
             raise ValueError("sparse.eps does not belong to sgd")
         return self
@@ -71,10 +83,17 @@ SPARSE_OPTIMIZERS: dict[str, _SparseKind] = {
     "adagrad": _SparseKind(fused=True),
     "sgd": _SparseKind(fused=True),
     "adam": _SparseKind(fused=True, devices=("cuda",), decays_on=("cuda",)),
+    "partial_rowwise_adam": _SparseKind(fused=True, devices=("cuda",), decays_on=("cuda",)),
+    "lamb": _SparseKind(fused=True, devices=("cuda",), decays_on=("cuda",)),
+    "partial_rowwise_lamb": _SparseKind(fused=True, devices=("cuda",), decays_on=("cuda",)),
     "exact_adam": _SparseKind(fused=False, decays_on=("cpu", "cuda")),
     "exact_adamw": _SparseKind(fused=False, decays_on=("cpu", "cuda")),
 }
 """``optimizer`` in the config to what it can do where."""
+
+
+def _has_moments(optimizer: str) -> bool:
+    return "adam" in optimizer or "lamb" in optimizer
 
 
 def check_sparse_optimizer(config: SparseOptimizerConfig, device: str) -> None:
@@ -123,9 +142,10 @@ def make_tables(config: SparseOptimizerConfig, device: torch.device | str) -> Ma
         from recmtl.features.fused import FusedTables
 
         optimizer_type, extra = _fused_optimizer(config)
-        return FusedTables(
-            shapes, optimizer_type=optimizer_type, optimizer_kwargs={"lr": config.lr, **extra}, device=device
-        )
+        with _more_optimizers():
+            return FusedTables(
+                shapes, optimizer_type=optimizer_type, optimizer_kwargs={"lr": config.lr, **extra}, device=device
+            )
 
     return fused
 
@@ -138,11 +158,14 @@ def _fused_optimizer(config: SparseOptimizerConfig) -> tuple[type[torch.optim.Op
         "adagrad": torch.optim.Adagrad,
         "sgd": torch.optim.SGD,
         "adam": torch.optim.Adam,
+        "partial_rowwise_adam": torchrec.optim.PartialRowWiseAdam,
+        "lamb": torchrec.optim.LAMB,
+        "partial_rowwise_lamb": torchrec.optim.PartialRowWiseLAMB,
     }
     extra: dict[str, Any] = {}
     if config.optimizer != "sgd":
         extra["eps"] = config.eps or 1e-8
-    if config.optimizer == "adam":
+    if _has_moments(config.optimizer):
         extra["beta1"], extra["beta2"] = config.betas or (0.9, 0.999)
     if config.weight_decay:
         extra["weight_decay"] = config.weight_decay
@@ -151,6 +174,31 @@ def _fused_optimizer(config: SparseOptimizerConfig) -> tuple[type[torch.optim.Op
 
             extra["weight_decay_mode"] = WeightDecayMode.L2
     return types[config.optimizer], extra
+
+
+@contextmanager
+def _more_optimizers() -> Iterator[None]:
+    """Lets FusedEmbeddingBagCollection take every optimiser that TorchRec's sharded collections take.
+
+    It asks a function of its module that knows four; the mapping it lacks is TorchRec's own.
+    """
+    from torchrec.distributed.utils import optimizer_type_to_emb_opt_type
+    from torchrec.modules import fused_embedding_modules as module
+
+    original = module.convert_optimizer_type_and_kwargs
+
+    def convert(optimizer_type: type[torch.optim.Optimizer], arguments: dict[str, Any]) -> Any:
+        found = original(optimizer_type, arguments)
+        if found is not None:
+            return found
+        arguments = dict(arguments)
+        return optimizer_type_to_emb_opt_type(optimizer_type), {"learning_rate": arguments.pop("lr"), **arguments}
+
+    module.convert_optimizer_type_and_kwargs = convert
+    try:
+        yield
+    finally:
+        module.convert_optimizer_type_and_kwargs = original
 
 
 class SparseOptimizer(Protocol):

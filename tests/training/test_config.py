@@ -59,7 +59,10 @@ def test_what_a_cpu_cannot_do_is_refused_with_the_alternatives():
         sparse={"weight_decay": 0.1},
     )
     TrainingConfig(device="cpu", sparse={"optimizer": "exact_adam", "weight_decay": 0.1})
-    TrainingConfig(device="cuda", sparse={"optimizer": "adam", "weight_decay": 0.1})
+    for optimizer in ("adam", "partial_rowwise_adam", "lamb", "partial_rowwise_lamb", "rowwise_adagrad"):
+        TrainingConfig(device="cuda", sparse={"optimizer": optimizer, "weight_decay": 0.1})
+    with pytest.raises(ValidationError, match="adagrad ignores it on cuda"):
+        TrainingConfig(device="cuda", sparse={"optimizer": "adagrad", "weight_decay": 0.1})
 
 
 @CPU_ONLY

@@ -465,7 +465,7 @@ def test_the_bar_counts_rows_from_where_it_resumes(small, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam", "exact_adam"])
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam", "partial_rowwise_adam", "lamb", "exact_adam"])
 @pytest.mark.parametrize("kind", ["fixed", "gradnorm", "pcgrad"])
 def test_training_on_a_gpu_learns_and_resumes(tmp_path, optimizer, kind):
     small = SmallRun()
