@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
@@ -29,8 +31,18 @@ class Ranker(PythonModel):  # type: ignore[misc]
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Predictions for raw rows, in their order and under their index."""
-        return self._package.predict_pandas(model_input)
+        """Predictions for raw rows, in their order and under their index.
+
+        Raises:
+            MlflowException: a column cannot be what the schema says; a server answers with its one sentence (to any
+                other exception it answers that something was unexpected).
+        """
+        from recmtl.errors import UserError
+
+        try:
+            return self._package.predict_pandas(model_input)
+        except UserError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
 
 
 def check_source(hashes: Path, code: Path) -> None:
