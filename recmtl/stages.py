@@ -264,7 +264,7 @@ class _Job:
         if self._tracker is None:
             return
         if status is None:
-            self._tracker.flush()
+            self._tracker.close()
         else:
             self._tracker.finish(status)
 
