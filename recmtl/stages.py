@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -302,7 +302,8 @@ def _job(config: RunConfig, output: Path | None, overwrite: bool, progress: Prog
         overwrite=overwrite,
     )
     with opened as folder:
-        with folder.timed("prepare"):
+        # Once trained, looking whether the data are still the same is no part of the run.
+        with nullcontext() if folder.is_done("train") else folder.timed("prepare"):
             prepared = prepare(config, progress=progress)
         folder.bind_data(prepared.manifest.fingerprint)
         job = _Job(config, folder, prepared, progress)

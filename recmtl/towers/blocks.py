@@ -1,7 +1,8 @@
 """The blocks that towers are made of: MLP, ExpertBank (all experts as one batched tensor), Gate, GradientReversal.
 
 Every initial value comes from the generator that is handed in. Dropout draws from torch's global generator of the
-device: the trainer seeds it and keeps its state in every checkpoint, so that a resumed run drops the same units.
+device: the trainer seeds it anew at every step from the run's seed and the step, so that a resumed run drops the same
+units.
 
 Dimensions: B batch, D width of an input, H width of an output, E experts, G gates (one per task, or one shared).
 """
