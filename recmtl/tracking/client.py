@@ -4,6 +4,7 @@ In: a store's address. Out: an ``MlflowClient`` and few words about what goes wr
 when first used.
 """
 
+import glob
 import logging
 import os
 import threading
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from recmtl.errors import UserError
 from recmtl.tracking.base import redact
@@ -42,15 +45,40 @@ def connect(uri: str) -> Any:
     for name, value in _ENVIRONMENT.items():
         if name not in os.environ:
             os.environ[name] = _set_here[name] = value
-    if uri.startswith("sqlite:"):
-        _database(uri).parent.mkdir(parents=True, exist_ok=True)
     with quietly():
         from mlflow import MlflowClient
 
         if "MLFLOW_LOGGING_LEVEL" not in os.environ:
             for logger in ("mlflow", "alembic"):
                 logging.getLogger(logger).setLevel(logging.WARNING)
+        if uri.startswith("sqlite:"):
+            _make_database(_database(uri))
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _make_database(path: Path) -> None:
+    """Make a SQLite store where there is none, whole or not at all.
+
+    MLflow builds its tables step by step, in many transactions; killed in between, it leaves a file that no later start
+    accepts ("table … already exists"). So they are built in a file of another name, which is renamed into place.
+    """
+    from mlflow import MlflowClient
+
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / f".{path.name}.lock"):
+        if path.exists():
+            return
+        unfinished = path.parent / f".{path.name}.making"
+        for leftover in path.parent.glob(f"{glob.escape(unfinished.name)}*"):
+            leftover.unlink()
+        client = MlflowClient(tracking_uri=f"sqlite:///{unfinished}", registry_uri=f"sqlite:///{unfinished}")
+        client.search_experiments(max_results=1)
+        client.search_registered_models(max_results=1)
+        for holder in (client._tracking_client, client._get_registry_client()):
+            holder.store.engine.dispose()
+        unfinished.replace(path)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +63,10 @@ def config(**training: Any) -> dict[str, Any]:
 
 def recmtl(folder: Path, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, **options)
+
+
+def process_of(*arguments: str, at: Path, to: Any) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command(*arguments), cwd=at, env=environment(), stdout=subprocess.DEVNULL, stderr=to)
 
 
 def command(*arguments: str) -> list[str]:
@@ -166,21 +169,17 @@ def test_killed_at_random_moments_it_ends_the_same(finished: Path, tmp_path: Pat
     moments = random.Random(seed)
     killed = 0
     for attempt in range(30):
-        process = subprocess.Popen(
-            command("run", "small.yaml"), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
-        )
         # The first attempts die early (generating, preparing, training), the later ones in what is left.
-        try:
-            process.wait(timeout=moments.uniform(2.0, 14.0) + attempt)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
-            time.sleep(0.1)
-            continue
-        assert process.stderr is not None
-        assert process.returncode == 0, process.stderr.read()
-        break
+        patience = moments.uniform(2.0, 14.0) + attempt
+        with (tmp_path / "stderr").open("w") as stderr, process_of("run", "small.yaml", at=tmp_path, to=stderr) as job:
+            try:
+                job.wait(timeout=patience)
+            except subprocess.TimeoutExpired:
+                job.send_signal(signal.SIGKILL)
+                killed += 1
+        if job.returncode != -signal.SIGKILL:
+            assert job.returncode == 0, (tmp_path / "stderr").read_text()
+            break
     assert killed >= 1
     weights = "runs/small/package/model.safetensors"
     assert file_hash(tmp_path / weights) == file_hash(finished / weights)
