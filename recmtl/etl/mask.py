@@ -124,7 +124,9 @@ def _parsed(task: Task, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
     else:
         assert task.classes is not None
         classes = dict(zip(task.classes, map(float, range(len(task.classes))), strict=True))
-        value = text.replace_strict(classes, default=None, return_dtype=pl.Float64)
+        # Text that is a number counts as that number too: a column of 1.0 and 2.0 is text where one value is no number.
+        names = (text, canonical(value, pl.Float64())) if dtype == pl.String else (text,)
+        value = pl.coalesce(name.replace_strict(classes, default=None, return_dtype=pl.Float64) for name in names)
     return value, missing
 
 

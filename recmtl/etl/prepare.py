@@ -123,7 +123,8 @@ def prepare(
         try:
             work = building / ".work"
             (work / "source").mkdir(parents=True)
-            log = kind.read(data.source, work / "source", progress)
+            labels = frozenset(task.label for task in checked.values())
+            log = kind.read(data.source, work / "source", progress, labels=labels)
             _refuse_rejects(log, data.max_rejected, place, folder)
             manifest = _Build(data, features, checked, name, fingerprint, log, building, progress).run(hashes)
             if _stamps(inputs) != before:

@@ -4,7 +4,7 @@ In: a lazy frame of raw columns (CSV: text). Out: the same rows with typed colum
 Types are seen in all rows, never in a sample, so that the same files always give the same types.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -81,6 +81,9 @@ class Rules:
     """Columns of times, which must be given."""
     types: Mapping[str, ColumnType] = field(default_factory=dict)
     """Types that the user named; a value of another type is bad."""
+    labels: Collection[str] = ()
+    """Columns that hold labels. One that is no number (or not of its named type) is no reason to lose the row: the
+    column stays text, and :mod:`recmtl.etl.mask` masks that value for its task alone."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,17 @@ def see_types(
             broken += _time_reasons(name, raw, dtype, typed, rule)
         elif name in rules.types:
             typed = _cast(raw, dtype, rules.types[name])
-            broken.append((raw.is_not_null() & typed.is_null(), f"{name} is not of type {rules.types[name]}"))
+            if name not in rules.labels:
+                broken.append((raw.is_not_null() & typed.is_null(), f"{name} is not of type {rules.types[name]}"))
+            elif seen[f"{name}/failed"]:
+                typed = _plain(raw, dtype)
         elif name in keys:
             typed = _key(raw, dtype, seen, name, where)
         elif text:
             typed, share = _see_text(raw, seen, name)
-            if share is not None:
+            if share is not None and name in rules.labels:
+                typed = raw
+            elif share is not None:
                 broken.append((raw.is_not_null() & typed.is_null(), f"{name} is not a number"))
                 warnings.append(
                     f"{where}: column {name} is taken as numeric, and the {share:.2%} of its values that are no number "
@@ -204,6 +212,9 @@ def _evidence(schema: Mapping[str, pl.DataType], rules: Rules, keys: Sequence[st
                 _stripped(raw).str.contains(_LEADING_ZERO).sum().alias(f"{name}/zeros"),
                 _stripped(raw).str.contains(_DIGITS).sum().alias(f"{name}/digits"),
             ]
+        elif name in rules.types and name in rules.labels:
+            failed = raw.is_not_null() & _cast(raw, dtype, rules.types[name]).is_null()
+            found.append(failed.sum().alias(f"{name}/failed"))
         elif name in keys and dtype.is_float():
             given = raw.is_finite()
             found.append((given & (raw != raw.round())).sum().alias(f"{name}/fractions"))

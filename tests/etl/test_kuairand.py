@@ -106,3 +106,16 @@ def test_the_real_slice(tmp_path):
     names = log.frame.collect_schema().names()
     assert {c for f in log.default_features for c in f.columns} <= set(names)
     assert set(OUTCOMES) == log.outcomes
+
+
+def test_an_unreadable_label_costs_its_task_alone(folder):
+    rows = "".join(f"7,1,20220424,0,{1650812741436 + n},{n % 2},0,0,500,1000,0,1\n" for n in range(100))
+    rows = rows.replace("436,0,0,0,500,", "436,x,0,0,many,", 1)
+    (folder / "log_standard_x.csv").write_text(LOG.splitlines()[0] + "\n" + rows)
+    work = folder / "work"
+    log = read(KuaiRandConfig(path=folder), work, Silent(), labels={"is_click", "share_watched"})
+    found = log.frame.collect()
+    assert found["is_click"].to_list() == ["x", *[str(n % 2) for n in range(1, 100)]]
+    assert found["share_watched"].to_list() == [None, *[0.5] * 99]
+    strict = read(KuaiRandConfig(path=folder), folder / "strict", Silent())
+    assert strict.rejected["log"] == {"is_click is not of type int": 1}

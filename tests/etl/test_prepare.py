@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -57,7 +57,7 @@ class FakeData(DataConfig):
     source: FakeConfig
 
 
-def read(config: FakeConfig, work: Path, progress: Progress) -> LabelledLog:
+def read(config: FakeConfig, work: Path, progress: Progress, *, labels: Collection[str] = ()) -> LabelledLog:
     frame = pl.read_parquet(config.path).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
     frame.write_parquet(work / "staged.parquet")
     rejects = work / "rejects.parquet"
@@ -551,8 +551,8 @@ def test_an_empty_split_is_refused(log: Path) -> None:
 
 
 def test_an_input_that_changes_while_it_is_read(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def changing(config: FakeConfig, work: Path, progress: Progress) -> LabelledLog:
-        found = read(config, work, progress)
+    def changing(config: FakeConfig, work: Path, progress: Progress, *, labels: Collection[str]) -> LabelledLog:
+        found = read(config, work, progress, labels=labels)
         rows(seed=1).head(300).write_parquet(config.path)
         return found
 

@@ -2,11 +2,11 @@
 
 import codecs
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import polars as pl
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
@@ -22,6 +22,7 @@ __all__ = [
     "Instant",
     "LabelledLog",
     "Paths",
+    "Read",
     "SourceKind",
     "TimeZone",
     "duration_text",
@@ -141,12 +142,26 @@ class LabelledLog:
     """What a person should know, each naming the setting to change."""
 
 
+class Read(Protocol):
+    """Reads a source."""
+
+    def __call__(self, config: Any, work: Path, progress: Progress, *, labels: Collection[str] = ()) -> LabelledLog:
+        """Stage the rows under ``work``, an empty folder.
+
+        Args:
+            config: the source's own.
+            work: where to.
+            progress: where to say what is being read.
+            labels: columns that tasks read their labels from: an unreadable value there never costs the row.
+        """
+
+
 class SourceKind(NamedTuple):
     """A line of the table of sources."""
 
     config: type[Settings]
     """Its config class, told apart by the field ``kind``."""
-    read: Callable[[Any, Path, Progress], LabelledLog]
-    """(config, work, progress) → LabelledLog; stages its files under ``work``, an empty folder."""
+    read: Read
+    """Reads it into a LabelledLog."""
     inputs: Callable[[Any], Mapping[str, Path]]
     """config → the files that ``read`` will read, without reading them: what the user wrote → path."""

@@ -6,7 +6,7 @@ impression: its keys as ``user_id``, ``item_id``, ``time`` and, where it has the
 ``item_NAME`` where another column is called NAME); and one label column an event, named after it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -183,13 +183,18 @@ def _files(config: EventLogConfig) -> dict[str, dict[str, Path]]:
     return found
 
 
-def read(config: EventLogConfig, work: Path, progress: Progress, *, bucket_bytes: int = BUCKET_BYTES) -> LabelledLog:
+def read(
+    config: EventLogConfig,
+    work: Path,
+    progress: Progress,
+    *,
+    labels: Collection[str] = (),
+    bucket_bytes: int = BUCKET_BYTES,
+) -> LabelledLog:
     """Read, validate, attribute and join the logs.
 
     Args:
-        config: the source's settings.
-        work: an empty folder for staged files.
-        progress: where to say what is being read.
+        config, work, progress, labels: as :class:`~recmtl.etl.sources.base.Read` has them.
         bucket_bytes: size of the buckets that are attributed at a time.
 
     Raises:
@@ -199,7 +204,7 @@ def read(config: EventLogConfig, work: Path, progress: Progress, *, bucket_bytes
     reader = _Reader(config, files, work, progress)
     joins = {name: reader.join_columns(name) for name in config.events}
     ids = {column for by in joins.values() for column in by if column in ("impression_id", "request_id")}
-    impressions = reader.impressions(ids)
+    impressions = reader.impressions(ids, labels)
     events = {name: reader.event(name, joins[name]) for name in config.events}
     tables: dict[str, Ingested] = {name: reader.table(name) for name in ("users", "items") if name in files}
     logs: dict[str, Ingested] = {"impressions": impressions, **events, **tables}
@@ -217,9 +222,9 @@ def read(config: EventLogConfig, work: Path, progress: Progress, *, bucket_bytes
     progress.say(f"attributing {', '.join(follows)} to {impressions.rows:,} impressions")
     count = bucket_count((path for paths in files.values() for path in paths.values()), bucket_bytes)
     keys = [column for column in ("user_id", "item_id", *sorted(ids)) if column in impressions.columns]
-    labels = label(frames["impressions"], {n: frames[n] for n in events}, follows, keys, work / "labels", count)
+    found = label(frames["impressions"], {n: frames[n] for n in events}, follows, keys, work / "labels", count)
     rows = _assemble(
-        {name: frames[name] for name in ("impressions", *tables)}, impressions, labels, follows, work, count
+        {name: frames[name] for name in ("impressions", *tables)}, impressions, found, follows, work, count
     )
     known_at = {name: _known_at(name) for name, event in follows.items() if event.value is not None}
     latest = frames["impressions"].select(pl.col("time").max()).collect(engine="streaming").item()
@@ -239,11 +244,11 @@ def read(config: EventLogConfig, work: Path, progress: Progress, *, bucket_bytes
         read={name: log.read for name, log in logs.items()},
         duplicates={name: log.duplicates for name, log in logs.items() if name not in tables},
         rejected={name: dict(log.rejected) for name, log in logs.items()},
-        unattributed={name: dict(found.unattributed) for name, found in labels.items()},
+        unattributed={name: dict(labelled.unattributed) for name, labelled in found.items()},
         rejected_files=tuple(path for log in logs.values() for path in log.rejected_files),
         warnings=(
             *(warning for log in logs.values() for warning in log.warnings),
-            *(text for name in labels if (text := _lost(name, events[name], labels[name]))),
+            *(text for name in found if (text := _lost(name, events[name], found[name]))),
         ),
     )
 
@@ -395,7 +400,7 @@ class _Reader:
             )
         return {rename.get(column, column): dtype for column, dtype in types.items()}
 
-    def impressions(self, ids: set[str]) -> Ingested:
+    def impressions(self, ids: set[str], labels: Collection[str]) -> Ingested:
         """The impressions, less the columns to drop; ``ids``: the id columns that events join by."""
         name = "impressions"
         rename: dict[str, str] = {self._needed(name, key): _NAMES[key] for key in _KEYS}
@@ -408,6 +413,7 @@ class _Reader:
             optional_keys=tuple(c for c in ("impression_id", "request_id") if c in rename.values() and c not in ids),
             times=self._times(name),
             types=self._types(name, self._config.impressions.types, rename),
+            labels=labels,
         )
         drop = self._config.impressions.drop
         clash = next((c for c in self._headers[name] if c in self._config.events and c not in (*drop, *rename)), None)
@@ -436,6 +442,7 @@ class _Reader:
             required=("value",) if value is not None else (),
             times=self._times(name),
             types=self._types(name, self._config.events[name].types, rename),
+            labels=("value",),
         )
         others = [c for c in self._headers[name] if c not in rename]
         return self._ingest(name, rename, rules, drop=others, deduplicate=True)

@@ -8,6 +8,7 @@ is play_time_ms / duration_ms clipped to [0, 1] and null where the duration is 0
 """
 
 import glob
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -105,8 +106,11 @@ def _files(config: KuaiRandConfig) -> dict[str, dict[str, Path]]:
     return found
 
 
-def read(config: KuaiRandConfig, work: Path, progress: Progress) -> LabelledLog:
+def read(config: KuaiRandConfig, work: Path, progress: Progress, *, labels: Collection[str] = ()) -> LabelledLog:
     """Read, validate and join; exact duplicates of the log are dropped and counted.
+
+    Args:
+        config, work, progress, labels: as :class:`~recmtl.etl.sources.base.Read` has them.
 
     Raises:
         UserError: a folder, file or column of the layout is not there, or a user or video comes twice in its table.
@@ -135,6 +139,8 @@ def read(config: KuaiRandConfig, work: Path, progress: Progress) -> LabelledLog:
                 keys=("user_id", "video_id") if name == "log" else (keys[name],),
                 times={_TIME: TimeRule("ms")} if name == "log" else {},
                 types=types,
+                # The share watched is derived from the play time, so a play time that is no number costs it alone.
+                labels={*labels, "play_time_ms"} if "share_watched" in labels else labels,
             ),
             rename={"time_ms": _TIME} if name == "log" else {},
             deduplicate=name == "log",
@@ -170,11 +176,12 @@ def read(config: KuaiRandConfig, work: Path, progress: Progress) -> LabelledLog:
 
 def _derived(log: pl.LazyFrame) -> pl.LazyFrame:
     local = pl.col(_TIME).dt.convert_time_zone(_BEIJING)
-    share = (pl.col("play_time_ms") / pl.col("duration_ms")).clip(0, 1)
+    # As text where a value is no number and the column holds a label; not a number is then no share.
+    played, duration = (pl.col(name).cast(pl.Float64, strict=False) for name in ("play_time_ms", "duration_ms"))
     return log.with_columns(
         hour=local.dt.hour(),
         weekday=local.dt.weekday(),
-        share_watched=pl.when(pl.col("duration_ms") > 0).then(share),
+        share_watched=pl.when(duration > 0).then((played / duration).clip(0, 1)),
     )
 
 

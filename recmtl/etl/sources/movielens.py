@@ -5,7 +5,7 @@ In: the unpacked folder; which layout it is shows in its files. Out: a
 genres (a list) and, where the layout tells about users, age, gender, occupation and zip_code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -135,8 +135,11 @@ def _files(config: MovieLensConfig, layout: _Layout) -> dict[str, Path]:
     return found
 
 
-def read(config: MovieLensConfig, work: Path, progress: Progress) -> LabelledLog:
+def read(config: MovieLensConfig, work: Path, progress: Progress, *, labels: Collection[str] = ()) -> LabelledLog:
     """Read, validate and join.
+
+    Args:
+        config, work, progress, labels: as :class:`~recmtl.etl.sources.base.Read` has them.
 
     Raises:
         UserError: a folder or file of the layout is not there, or a user or film comes twice in its table.
@@ -144,7 +147,7 @@ def read(config: MovieLensConfig, work: Path, progress: Progress) -> LabelledLog
     layout = _layout(config)
     paths = _files(config, layout)
     work.mkdir(parents=True, exist_ok=True)
-    logs = {name: _ingest(name, file, paths[name], work, progress) for name, file in layout.files.items()}
+    logs = {name: _ingest(name, file, paths[name], work, progress, labels) for name, file in layout.files.items()}
     frames = {name: log.frame for name, log in logs.items()}
     for key in ("user_id", "item_id"):
         frames = one_type(frames, key)
@@ -169,7 +172,7 @@ def read(config: MovieLensConfig, work: Path, progress: Progress) -> LabelledLog
     )
 
 
-def _ingest(name: str, file: _File, path: Path, work: Path, progress: Progress) -> Ingested:
+def _ingest(name: str, file: _File, path: Path, work: Path, progress: Progress, labels: Collection[str]) -> Ingested:
     progress.say(f"reading {path}")
     separator = file.separator
     if separator == "::":
@@ -188,6 +191,7 @@ def _ingest(name: str, file: _File, path: Path, work: Path, progress: Progress) 
             required=("rating",) if name == "ratings" else (),
             times={"time": TimeRule("s")} if name == "ratings" else {},
             types=types | dict.fromkeys(flags, "int"),
+            labels=labels if name == "ratings" else (),
         ),
         rename=published,
         deduplicate=False,

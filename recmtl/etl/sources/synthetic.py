@@ -16,7 +16,7 @@ written again.
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -99,14 +99,17 @@ class SyntheticConfig(WorldConfig):
         return {"version": VERSION, **self.model_dump(mode="json", exclude={"kind", "path", "observed_until"})}
 
 
-def read(config: SyntheticConfig, work: Path, progress: Progress) -> LabelledLog:
+def read(config: SyntheticConfig, work: Path, progress: Progress, *, labels: Collection[str] = ()) -> LabelledLog:
     """Write the logs where they are not there yet, and read them as event logs.
+
+    Args:
+        config, work, progress, labels: as :class:`~recmtl.etl.sources.base.Read` has them.
 
     Raises:
         UserError: the folder holds something else.
     """
     write_logs(config, progress)
-    log = event_log.read(event_log_config(config), work, progress)
+    log = event_log.read(event_log_config(config), work, progress, labels=labels)
     return replace(log, truth=config.path / "truth.parquet", default_features=default_features(config))
 
 

@@ -4,7 +4,7 @@ In: files, and what their key columns are called. Out: a :class:`~recmtl.etl.sou
 as they stand, the time in UTC and, where train, validation and test come as files of their own, which row is whose.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -111,8 +111,11 @@ def _files(config: TableConfig) -> dict[str, dict[str, Path]]:
     return found
 
 
-def read(config: TableConfig, work: Path, progress: Progress) -> LabelledLog:
+def read(config: TableConfig, work: Path, progress: Progress, *, labels: Collection[str] = ()) -> LabelledLog:
     """Read and validate the table.
+
+    Args:
+        config, work, progress, labels: as :class:`~recmtl.etl.sources.base.Read` has them.
 
     Raises:
         UserError: files or columns that are not there.
@@ -137,6 +140,7 @@ def read(config: TableConfig, work: Path, progress: Progress) -> LabelledLog:
             optional_keys=[keys[key] for key in ("request",) if key in keys],
             times={keys["time"]: time} if "time" in keys else {},
             types=config.types,
+            labels=labels,
         ),
         drop=config.drop,
         deduplicate=config.deduplicate,
