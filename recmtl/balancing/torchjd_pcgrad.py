@@ -5,7 +5,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchjd.aggregation import PCGradWeighting
 
 from recmtl.balancing.base import complete_weights
 from recmtl.balancing.cut import Cut, TaskGradients
@@ -42,6 +41,8 @@ class PCGrad(nn.Module):
     step: Tensor
 
     def __init__(self, config: PCGradConfig, *, tasks: Sequence[str], seed: int) -> None:
+        from torchjd.aggregation import PCGradWeighting  # takes a second to import, which every config would pay
+
         super().__init__()
         self._weights = complete_weights(config.weights, tasks, "balancing.weights")
         self._seed = seed

@@ -5,14 +5,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchjd.aggregation import UPGradWeighting
-from torchjd.linalg import DualConeProjector
 
 from recmtl.balancing.base import complete_weights
 from recmtl.balancing.cut import Cut, TaskGradients
 from recmtl.settings import Settings
 
-__all__ = ["DualConeByLeastSquares", "UPGrad", "UPGradConfig"]
+__all__ = ["UPGrad", "UPGradConfig"]
 
 
 class UPGradConfig(Settings):
@@ -41,6 +39,10 @@ class UPGrad(nn.Module):
     lr = None
 
     def __init__(self, config: UPGradConfig, *, tasks: Sequence[str], seed: int) -> None:
+        from torchjd.aggregation import UPGradWeighting  # takes a second to import, which every config would pay
+
+        from recmtl.balancing.dual_cone import DualConeByLeastSquares
+
         super().__init__()
         self._weights = complete_weights(config.weights, tasks, "balancing.weights")
         self._weighting = UPGradWeighting(
@@ -56,38 +58,3 @@ class UPGrad(nn.Module):
 
     def end_epoch(self, mean_losses: Mapping[str, float]) -> None:
         """Nothing is learned."""
-
-
-class DualConeByLeastSquares(DualConeProjector):  # type: ignore[misc]
-    """TorchJD's projection onto the dual cone, solved as non-negative least squares.
-
-    With G = L·Lᵀ and v = u + s, the problem min vᵀGv over v ≥ u (Proposition 1 of the paper) is min |Lᵀs + Lᵀu| over
-    s ≥ 0, which SciPy's ``nnls`` solves exactly for the few tasks there are. TorchJD's own projector wants two more
-    packages and sets a small Gramian to zero, which ends the projection just when training converges.
-
-    Args:
-        regularisation: added to the diagonal of the Gramian, as a share of its trace.
-    """
-
-    def __init__(self, regularisation: float = 1e-6) -> None:
-        self._regularisation = regularisation
-
-    def __call__(self, U: Tensor, G: Tensor) -> Tensor:
-        """Project.
-
-        Args:
-            U: (K, T), a row for each vector to project.
-            G: (T, T), the Gramian.
-
-        Returns:
-            (K, T): weights of the projections; U itself where the Gramian is 0 or not finite.
-        """
-        from scipy.optimize import nnls
-
-        trace = float(G.diagonal().sum())
-        if not 0 < trace < float("inf"):
-            return U
-        gramian = G.double() / trace + self._regularisation * torch.eye(len(G), dtype=torch.float64)
-        root_TT = torch.linalg.cholesky(gramian).T.numpy()
-        slack = [torch.from_numpy(nnls(root_TT, -root_TT @ row)[0]) for row in U.double().numpy()]
-        return U + torch.stack(slack).to(U)

@@ -7,8 +7,9 @@ import torch
 from torchjd.aggregation import UPGrad as TorchJDsUPGrad
 
 from recmtl.balancing import build_balancer
+from recmtl.balancing.dual_cone import DualConeByLeastSquares
 from recmtl.balancing.torchjd_pcgrad import PCGradConfig
-from recmtl.balancing.torchjd_upgrad import DualConeByLeastSquares, UPGradConfig
+from recmtl.balancing.torchjd_upgrad import UPGradConfig
 
 TASKS = ("a", "b", "c")
 
