@@ -7,6 +7,7 @@ FBGEMM; import it only where they are wanted (training).
 Dimensions: B batch, V rows of a table, W width of a table.
 """
 
+import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,11 @@ with warnings.catch_warnings():  # FBGEMM's CPU build warns on import that it la
     from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
 __all__ = ["FusedTables"]
+
+# The first KeyedJaggedTensor makes torch warn of a function that torch itself calls: nothing that a user can mend.
+logging.getLogger("torch.fx._symbolic_trace").addFilter(
+    lambda record: not record.getMessage().startswith("is_fx_tracing will return true")
+)
 
 WIDTH_STEP = 4  # FBGEMM asserts that a table's width is a multiple of this
 

@@ -419,9 +419,13 @@ class _Trainer:
         if entry["score"] is not None:
             values["validation/score"] = entry["score"]
         self.tracker.metrics(values, entry["step"])
-        shown = [f"{task} {metric} {value:.4f}" for task, metric, value in defined if metric in _SHOWN]
+        shown: dict[str, list[str]] = {}
+        for task, metric, value in defined:
+            if metric in _SHOWN:
+                shown.setdefault(task, []).append(f"{metric} {value:.4f}")
         best = ", the best so far" if entry["score"] is not None and self.position.best_epoch == entry["epoch"] else ""
-        self.progress.say(f"epoch {entry['epoch']} of {self.config.epochs}: validation {', '.join(shown)}{best}")
+        figures = "; ".join(f"{task} {', '.join(values)}" for task, values in shown.items())
+        self.progress.say(f"epoch {entry['epoch']} of {self.config.epochs}: validation {figures}{best}")
 
     # Which epoch is best
 
