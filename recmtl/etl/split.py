@@ -23,6 +23,9 @@ __all__ = ["SPLIT_TYPE", "SplitConfig", "SplitPlan", "mixed", "plan_split"]
 
 SPLIT_TYPE = pl.Enum(SPLITS)
 
+_MANY = 1_000_000
+"""From so many rows or users on, hashes alone keep the shares, to about a thousandth."""
+
 
 class SplitConfig(Settings):
     """How rows are divided into train, validation and test."""
@@ -93,9 +96,11 @@ def plan_split(
     if by == "time":
         return _by_time(frame, columns, config)
     if by == "user":
-        return _by_user(types, columns, config)
+        return _by_user(frame, types, columns, config)
     if by == "random":
-        return SplitPlan("random", _by_share(_row_share(config.seed), config.validation, config.test), None)
+        share = _row_share(config.seed)
+        ends = _cuts(frame.select(share), config.test, config.validation)
+        return SplitPlan("random", _by_share(share, *ends), None)
     if given is None:
         raise UserError("data.split.by: given, but neither the source's `paths` nor `data.split.column` gives a split")
     if given not in types:
@@ -131,8 +136,23 @@ def _row_share(seed: int) -> pl.Expr:
     return mixed(pl.col("row"), seed, 0).cast(pl.Float64) / 2.0**64
 
 
-def _by_share(share: pl.Expr, validation: float, test: float) -> pl.Expr:
-    return _named(share < test, share < test + validation)
+def _by_share(share: pl.Expr, test: float, rest: float) -> pl.Expr:
+    return _named(share < test, share < rest)
+
+
+def _cuts(shares: pl.LazyFrame, *parts: float) -> list[float]:
+    """Below which of the different shares each part ends, one part after the other.
+
+    The parts hold the numbers asked for, rounded, but at least one each, and leave one.
+    """
+    ordered = shares.head(_MANY).collect(engine="streaming").to_series().sort()
+    if not len(parts) < len(ordered) < _MANY:
+        return [sum(parts[: number + 1]) for number in range(len(parts))]
+    ends, end = [], 0
+    for number, part in enumerate(parts):
+        end += min(max(round(part * len(ordered)), 1), len(ordered) - end - (len(parts) - number))
+        ends.append(float(ordered[end]))
+    return ends
 
 
 def _named(is_test: pl.Expr, is_validation: pl.Expr) -> pl.Expr:
@@ -143,7 +163,7 @@ def _name(split: str) -> pl.Expr:
     return pl.lit(split, SPLIT_TYPE)
 
 
-def _by_user(types: pl.Schema, columns: Columns, config: SplitConfig) -> SplitPlan:
+def _by_user(frame: pl.LazyFrame, types: pl.Schema, columns: Columns, config: SplitConfig) -> SplitPlan:
     if columns.user is None:
         raise UserError("data.split.by: user, but the source names no user column")
     text = canonical(pl.col(columns.user), types[columns.user])
@@ -151,7 +171,8 @@ def _by_user(types: pl.Schema, columns: Columns, config: SplitConfig) -> SplitPl
     share = text.map_batches(function, return_dtype=pl.UInt64, is_elementwise=True).cast(pl.Float64) / 2.0**64
     # A row without a user is a user of its own.
     share = pl.coalesce(share, _row_share(config.seed))
-    return SplitPlan("user", _by_share(share, config.validation, config.test), None)
+    ends = _cuts(frame.select(share).unique(), config.test, config.validation)
+    return SplitPlan("user", _by_share(share, *ends), None)
 
 
 def _by_time(frame: pl.LazyFrame, columns: Columns, config: SplitConfig) -> SplitPlan:
@@ -211,7 +232,8 @@ def _carved(train: pl.LazyFrame, columns: Columns, config: SplitConfig, split: p
             cut = _in_utc(instants[_nearest(before, (1 - config.validation) * before[-1], 1, len(instants))])
             carved = is_train & (pl.col(columns.time) >= _instant(cut))
             return SplitPlan("given", pl.when(carved).then(_name("validation")).otherwise(split), cut)
-    carved = is_train & (_row_share(config.seed) < config.validation)
+    share = _row_share(config.seed)
+    carved = is_train & (share < _cuts(train.select(share), config.validation)[0])
     return SplitPlan("given", pl.when(carved).then(_name("validation")).otherwise(split), None)
 
 

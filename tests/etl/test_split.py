@@ -93,6 +93,20 @@ def test_random_goes_by_row_and_seed() -> None:
     assert plan.validation_start is None
 
 
+@pytest.mark.parametrize("by", ["random", "user"])
+def test_small_logs_are_split_by_the_shares_asked_for(by: str) -> None:
+    for seed in range(20):
+        for rows, validation, test, wanted in (
+            (3, 0.1, 0.1, [1, 1, 1]),
+            (20, 0.2, 0.3, [10, 4, 6]),
+            (10, 0.9, 0.05, [1, 8, 1]),
+        ):
+            frame = log([0] * rows, user=[f"u{row}" for row in range(rows)])
+            config = SplitConfig.model_validate({"by": by, "validation": validation, "test": test, "seed": seed})
+            found = splits(frame, plan_split(frame, COLUMNS, config))
+            assert [found.count(split) for split in ("train", "validation", "test")] == wanted
+
+
 def test_mixed_rows_are_distinct_and_their_streams_unrelated() -> None:
     rows = pl.DataFrame({"row": range(10_000)})
     one, two = (rows.select(mixed(pl.col("row"), 7, stream))["row"] for stream in (0, 1))
