@@ -50,27 +50,45 @@ class Raw:
 def find(paths: str | Sequence[str], where: str) -> dict[str, Path]:
     """The files that ``paths`` name: as the user wrote it (or as the pattern matched it) → path, in order, once each.
 
+    Folders may have ``*``, ``?`` or ``[`` in their names, before a pattern too: what is there under its very name is
+    no pattern.
+
     Raises:
         UserError: a file that does not exist, a pattern that matches none; ``where`` is the setting's name.
     """
     found: dict[str, Path] = {}
+    taken: set[Path] = set()
     for text in [paths] if isinstance(paths, str) else paths:
         if Path(text).is_file():
-            found[text] = Path(text)
+            _take(text, found, taken)
             continue
         if Path(text).is_dir():
             raise UserError(f"{where}: {text} is a folder; name its files, e.g. {Path(text) / '*.parquet'}")
-        matches = [] if not _GLOB.search(text) else sorted(m for m in glob.glob(text, recursive=True) if _is_file(m))  # noqa: PTH207
+        matches = [] if not _GLOB.search(text) else _matching(text)
         if not matches:
             raise UserError(f"{where}: there is no file {text} (looked from {Path.cwd()})")
-        found.update({match: Path(match) for match in matches})
+        for match in matches:
+            _take(match, found, taken)
     if not found:
         raise UserError(f"{where}: name at least one file")
     return found
 
 
-def _is_file(name: str) -> bool:
-    return Path(name).is_file()
+def _take(name: str, found: dict[str, Path], taken: set[Path]) -> None:
+    """Add the file, unless it is there already under another spelling."""
+    path = Path(name)
+    if path.resolve() not in taken:
+        taken.add(path.resolve())
+        found[name] = path
+
+
+def _matching(pattern: str) -> list[str]:
+    place, parts, literal = Path(), [], True
+    for part in Path(pattern).parts:
+        place /= part
+        literal = literal and place.exists()
+        parts.append(glob.escape(part) if literal else part)
+    return sorted(m for m in glob.glob(str(Path(*parts)), recursive=True) if Path(m).is_file())  # noqa: PTH207
 
 
 def is_parquet(path: Path) -> bool:

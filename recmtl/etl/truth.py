@@ -44,7 +44,7 @@ def read_truth(folder: Path, manifest: Manifest, split: str) -> dict[str, npt.ND
     if not {"request_id", "item_id"} <= keys.keys():
         raise RunError(f"{folder}: the truth is found by request and item, but the dataset has no such columns")
     try:
-        truth = pl.scan_parquet(manifest.truth).cast(dict.fromkeys(keys, pl.String))
+        truth = pl.scan_parquet(manifest.truth, glob=False).cast(dict.fromkeys(keys, pl.String))
         columns = [name for name in truth.collect_schema().names() if name not in pairs]
         if truth.select(pl.struct(list(keys)).is_duplicated().any()).collect().item():
             raise RunError(f"{manifest.truth}: a request shows an item twice, so its truth is ambiguous")

@@ -108,3 +108,20 @@ def test_an_event_without_a_readable_value_gives_an_invalid_label(tmp_path: Path
     assert labels(done, "stars") == [None if n == 4 or n >= 30 else n % 5 for n in range(40)]
     assert masked(done, "stars") == {"invalid": 1, "missing": 10}
     assert not done.manifest.rejected["rating"]
+
+
+def test_a_pattern_inside_a_folder_whose_name_looks_like_one(tmp_path: Path) -> None:
+    folder = tmp_path / "logs [2024] *"
+    csv(folder / "a1.csv", HEADER, joined_rows()[:60])
+    csv(folder / "a2.csv", HEADER, joined_rows()[60:])
+    done = prepared(tmp_path, {"kind": "table", "path": str(folder / "a*.csv")})
+    assert encoded(done).height == 100
+    assert sorted(done.manifest.inputs) == [str(folder / "a1.csv"), str(folder / "a2.csv")]
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = csv(tmp_path / "t.csv", HEADER, joined_rows())
+    monkeypatch.chdir(tmp_path)
+    done = prepared(tmp_path, {"kind": "table", "path": ["t.csv", "./t.csv", path, "*.csv"]})
+    assert encoded(done).height == 100
+    assert list(done.manifest.inputs) == ["t.csv"]

@@ -64,6 +64,12 @@ def test_rows_in_the_shards_order(tmp_path: Path) -> None:
     assert truth["label:click"].dtype == np.float64
 
 
+def test_a_folder_with_a_pattern_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "demo [1]"
+    truth = read_truth(folder, prepared(folder, [rows(("r2", "u2", "i3"))]), "test")
+    np.testing.assert_array_equal(truth["label:click"], [0.4])
+
+
 def test_without_a_user_column(tmp_path: Path) -> None:
     manifest = prepared(tmp_path, [rows(("r2", "u2", "i1"))], columns=Columns(item="what", request="visit"))
     np.testing.assert_array_equal(read_truth(tmp_path, manifest, "test")["label:click"], [0.3])
