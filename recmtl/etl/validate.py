@@ -48,8 +48,10 @@ _LIMIT_SECONDS = 200_000_000_000
 """The year 8307: beyond it a number is no time at all, and its microseconds would not fit."""
 _ISO = (
     r"^\s*(\d{4}[-/]\d{2}[-/]\d{2})"
-    r"(?:[T ](\d{2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?)\s*(Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?)?\s*$"
+    r"(?:[Tt ](\d{2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?)\s*(Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?)?\s*$"
 )
+_BASIC = r"^\s*(\d{4})(\d{2})(\d{2})[Tt](\d{2})(\d{2})"
+"""ISO 8601 without separators, 20240301T101500Z: put into the other form before it is read."""
 _LEADING_ZERO = r"^[+-]?0\d"
 _DIGITS = r"^[+-]?\d+$"
 _CASTS: dict[ColumnType, pl.DataType] = {"int": pl.Int64(), "float": pl.Float64(), "bool": pl.Boolean()}
@@ -197,7 +199,7 @@ def _evidence(schema: Mapping[str, pl.DataType], rules: Rules, keys: Sequence[st
         raw = pl.col(name)
         if name in rules.times:
             if dtype == pl.String:
-                found.append(_stripped(raw).str.contains(_ISO).sum().alias(f"{name}/iso"))
+                found.append(_extended(raw).str.contains(_ISO).sum().alias(f"{name}/iso"))
                 found += _units(_number(raw), name)
             elif dtype.is_numeric():
                 found += _units(raw.cast(pl.Float64), name)
@@ -251,6 +253,8 @@ def time_expression(raw: pl.Expr, dtype: pl.DataType, unit: TimeUnit, timezone: 
         return zoned.dt.convert_time_zone("UTC").cast(_UTC)
     if dtype == pl.Date:
         return _local(raw.cast(pl.Datetime("us")), timezone).dt.convert_time_zone("UTC")
+    if dtype == pl.Null:
+        return raw.cast(_UTC)
     raise UserError(f"{where} holds {dtype}, which is no time; name the column with the times under `columns`")
 
 
@@ -258,7 +262,13 @@ def _local(naive: pl.Expr, timezone: str) -> pl.Expr:
     return naive.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null")
 
 
+def _extended(raw: pl.Expr) -> pl.Expr:
+    day_and_minute = "${1}-${2}-${3}T${4}:${5}"
+    return raw.str.replace(_BASIC + r"(\d{2})", day_and_minute + ":${6}").str.replace(_BASIC, day_and_minute)
+
+
 def _iso(raw: pl.Expr, timezone: str) -> pl.Expr:
+    raw = _extended(raw)
     day = raw.str.extract(_ISO, 1).str.replace_all("/", "-", literal=True)
     clock = raw.str.extract(_ISO, 2).str.replace(",", ".", literal=True)
     offset = raw.str.extract(_ISO, 3)

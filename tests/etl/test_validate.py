@@ -103,10 +103,18 @@ def test_a_missing_key_is_a_reason_in_text_and_in_typed_columns():
         "2022/04/25 12:00:00,000 UTC",
         "2022-04-25T12:00:00.000000000Z",
         " 2022-04-25T13:00+01 ",
+        "2022-04-25t12:00:00z",
+        "20220425T120000Z",
+        "20220425T1400+0200",
+        "20220425T120000.000",
     ],
 )
 def test_iso_times(text):
     assert times([text]) == ([NOON], [None])
+
+
+def test_a_column_without_a_type_holds_no_times():
+    assert times([None], pl.Null) == ([None], ["t is missing"])
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
