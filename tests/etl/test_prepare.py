@@ -348,6 +348,17 @@ def test_a_damaged_dataset_is_built_again(log: Path) -> None:
         assert tree(first.folder) == before
 
 
+def test_a_byte_that_changed_is_noticed(log: Path) -> None:
+    first = built(log)
+    before = tree(first.folder)
+    path = first.folder / "train/part-00000.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert built(log).built
+    assert tree(first.folder) == before
+
+
 def test_building_twice_gives_the_same_bytes(log: Path) -> None:
     first = tree(built(log).folder)
     for path in (log.parent / "prepared").rglob("*.parquet"):
