@@ -11,14 +11,14 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from recmtl import __version__
-from recmtl.errors import RecmtlError, UserError
+from recmtl.errors import NotRegisteredError, RecmtlError, UserError
 
 if TYPE_CHECKING:
     from recmtl.config import RunConfig
@@ -71,8 +71,13 @@ def run(config: Config, set_: Overrides = None, output: Output = None, overwrite
     """Prepare, train, evaluate and register: the main job."""
     from recmtl import stages
 
-    loaded = _load(config, set_)
-    _print_run(stages.run(loaded, output=output, overwrite=overwrite, progress=_progress()))
+    try:
+        result = stages.run(_load(config, set_), output=output, overwrite=overwrite, progress=_progress())
+    except NotRegisteredError as error:
+        if error.result is not None:
+            _print_run(error.result)
+        raise
+    _print_run(result)
 
 
 @app.command()
@@ -195,9 +200,15 @@ def tracking_sync(
 
 @config_app.command("check")
 def config_check(config: Config, set_: Overrides = None) -> None:
-    """Read a config, and say what is wrong with it."""
+    """Read a config, and say what is wrong with it; files that are not there yet are warned of."""
+    from recmtl import stages
+
     loaded = _load(config, set_)
-    print(f"{config}: good; {len(loaded.tasks)} tasks, run folder {loaded.folder}")
+    missing = stages.missing_input(loaded)
+    if missing is not None:
+        _progress().warn(missing)
+    tasks = f"{len(loaded.tasks)} task{'s' if len(loaded.tasks) > 1 else ''}"
+    print(f"{config}: good; {tasks}, run folder {loaded.folder}")
 
 
 @config_app.command("schema")
@@ -244,10 +255,10 @@ def exit_code_of(*, debug: bool = False) -> Iterator[None]:
     except typer.Exit as error:
         sys.exit(error.exit_code)
     except _UsageError as error:
-        error.show()  # type: ignore[attr-defined]
+        _complain_of_usage(error, debug)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; the same command goes on from the last checkpoint", debug)
+        _complain("interrupted; the same command goes on from here", debug)
         sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe has gone, as `| head` does: there is nobody left to tell.
@@ -268,6 +279,16 @@ def _complain(text: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]error:[/] {_escape(text)}")
+
+
+def _complain_of_usage(error: Any, debug: bool) -> None:
+    text: str = error.format_message()
+    if "\n" in text.strip():  # a command without any argument: its help
+        error.show()
+        return
+    context = getattr(error, "ctx", None)
+    command = "recmtl" if context is None else context.command_path
+    _complain(f"{command}: {text[:1].lower()}{text[1:].rstrip('.')}; `{command} --help` says more", debug)
 
 
 def _escape(text: str) -> str:

@@ -284,6 +284,6 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     """The config classes that an annotation admits."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, tuple, list, Annotated):
+    if get_origin(annotation) in (Union, types.UnionType, tuple, list, dict, Annotated):
         return [model for part in get_args(annotation) for model in _models(part)]
     return []

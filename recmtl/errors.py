@@ -4,6 +4,8 @@ Raise :class:`UserError` with one sentence that says what was expected, what cam
 and what to do. Everything else that recmtl raises on purpose is a :class:`RunError`.
 """
 
+from typing import Any
+
 __all__ = ["NotRegisteredError", "RecmtlError", "RunError", "UserError"]
 
 
@@ -29,3 +31,5 @@ class NotRegisteredError(RecmtlError):
     """Trained and kept, but the registry could not be reached. Exit code 3."""
 
     exit_code = 3
+    result: Any = None
+    """What the run left, a :class:`recmtl.stages.RunResult`; None where no run was under way."""

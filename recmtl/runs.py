@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from recmtl.errors import RunError, UserError
 
-__all__ = ["RunFolder", "open_run", "write_atomically"]
+__all__ = ["RunFolder", "holds_run", "open_run", "write_atomically"]
 
 _STATE = "run.json"
 _FORMAT = 1
@@ -135,6 +135,11 @@ class RunFolder:
         write_atomically(self.path / _STATE, json.dumps(self._state, indent=2) + "\n")
 
 
+def holds_run(path: Path) -> bool:
+    """Whether a run, of whatever config and however far, is in this folder."""
+    return (path / _STATE).is_file()
+
+
 @contextmanager
 def open_run(
     path: Path, *, config: Mapping[str, Any], config_yaml: str, fingerprint: str, overwrite: bool = False
@@ -156,6 +161,10 @@ def open_run(
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {path}: cannot make this folder ({error.strerror})") from error
+    try:  # before the lock, which takes a folder that refuses it for one that is held
+        (path / ".lock").touch()
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot write in this folder ({error.strerror})") from error
     lock = FileLock(path / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from recmtl.balancing import build_balancer
 from recmtl.config import RunConfig, load_config
 from recmtl.doctor import require_trio
 from recmtl.errors import NotRegisteredError, UserError
+from recmtl.etl.files import find, header
 from recmtl.etl.prepare import Prepared
 from recmtl.etl.prepare import prepare as prepare_data
+from recmtl.etl.sources import SOURCES
 from recmtl.etl.truth import read_truth
 from recmtl.evaluation import Scored, evaluation_record, score, summary_table, write_report
 from recmtl.evaluation import evaluate as measure
@@ -29,7 +32,7 @@ from recmtl.manifest import Manifest
 from recmtl.model import Model, build_model
 from recmtl.package import Predictions, load_package, save_package
 from recmtl.progress import Progress, Silent
-from recmtl.runs import RunFolder, open_run, write_atomically
+from recmtl.runs import RunFolder, holds_run, open_run, write_atomically
 from recmtl.statistics import Statistics
 from recmtl.tracking import RegisteredVersion, Tracker, open_tracker, redact, resolved, store_uri
 from recmtl.tracking import sync as sync_tracking
@@ -37,7 +40,18 @@ from recmtl.tracking.base import Status
 from recmtl.training import make_tables, resolve_device
 from recmtl.training import train as train_model
 
-__all__ = ["Place", "Predictions", "RunResult", "evaluate", "predict", "prepare", "run", "sync", "train"]
+__all__ = [
+    "Place",
+    "Predictions",
+    "RunResult",
+    "evaluate",
+    "missing_input",
+    "predict",
+    "prepare",
+    "run",
+    "sync",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,15 @@ class RunResult:
     """The figures as a table of text."""
     places: tuple[Place, ...] = ()
     """Where the model, the report and the tracking store are."""
+
+
+def missing_input(config: RunConfig) -> str | None:
+    """What to do about the first of the config's files that is not there, or None; nothing is read."""
+    try:
+        SOURCES[config.data.source.kind].inputs(config.data.source)  # type: ignore[attr-defined]
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def prepare(config: RunConfig, *, output: Path | None = None, progress: Progress | None = None) -> Prepared:
@@ -158,9 +181,12 @@ def evaluate(
     progress = progress or Silent()
     if model is not None:
         return _evaluate_other(config, model, tracking_uri, output, progress)
+    path = output or config.folder
+    if not holds_run(path):
+        raise _untrained(path)
     with _job(config, output, False, progress) as job:
         if not job.folder.is_done("train"):
-            raise UserError(f"{job.folder.path}: nothing is trained here yet; `recmtl train` this config first")
+            raise _untrained(path)
         _evaluate(job)
         return job.result()
 
@@ -202,14 +228,37 @@ def predict(
     else:
         model = str(config.folder / "package")
         if not (config.folder / "package").is_dir():
-            raise UserError(f"{config.folder}: nothing is trained here yet; `recmtl train` this config first")
+            raise _untrained(config.folder, " (of a run with --output DIR, say so with --set output=DIR)")
         inputs = inputs or [str(prepare(config, progress=progress).folder / "raw" / "test" / "*.parquet")]
         output = output or config.folder / "predictions"
     assert model is not None
+    files = find(inputs, "--input")
+    _require_place(output)
     with resolved(model, tracking_uri) as folder:
-        return load_package(folder).predict_files(
-            inputs, output, extra_keys=tuple(keep), overwrite=overwrite, progress=progress
+        package = load_package(folder)
+        for name, file in files.items():
+            columns = header(file, "--input")
+            absent = [column for column in package.schema.columns if column not in columns]
+            if 0 < len(absent) < len(package.schema.columns):  # of all, the package says that itself
+                progress.warn(f"{name}: it has no column {', '.join(absent)}; scored as missing in every row")
+        return package.predict_files(
+            list(files), output, extra_keys=tuple(keep), overwrite=overwrite, progress=progress
         )
+
+
+def _untrained(path: Path, hint: str = "") -> UserError:
+    return UserError(f"{path}: nothing is trained here yet; `recmtl train` this config first{hint}")
+
+
+def _require_place(output: Path) -> None:
+    """Refuse an output that nothing can be written to, before anything is scored."""
+    place = output.absolute().parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place, prefix="."):
+            pass
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot write in {place} ({error.strerror})") from error
 
 
 def sync(run_folder: Path, *, tracking_uri: str | None = None, progress: Progress | None = None) -> RunResult:
@@ -232,7 +281,7 @@ def sync(run_folder: Path, *, tracking_uri: str | None = None, progress: Progres
         if folder.is_done("evaluate") and not folder.is_done("run"):
             folder.finish("run")
         if registered is not None:
-            folder.finish("register", _version_data(registered))
+            folder.finish("register", {**_version_data(registered), "uri": redact(synced.uri)})
         progress.say(f"{run_folder}: sent to {synced.uri}, run {synced.run_id}")
         return _result(config, folder, None, (), uri=synced.uri)
 
@@ -312,8 +361,9 @@ def _job(config: RunConfig, output: Path | None, overwrite: bool, progress: Prog
         except KeyboardInterrupt:
             job.leave("KILLED")
             raise
-        except NotRegisteredError:
+        except NotRegisteredError as error:
             job.leave("FINISHED")
+            error.result = job.result()
             raise
         except BaseException:
             job.leave("FAILED")
@@ -328,6 +378,7 @@ def _train(job: _Job) -> None:
     seed = config.training.seed
     device = resolve_device(config.training.device)
     with job.folder.timed("train"):
+        job.progress.say(f"training {config.resolved()['model']['tower']['kind']} on {device} into {job.folder.path}")
         _describe(job)
         tables = make_tables(config.training.sparse, device)
         model = build_model(config.model, schema, tasks, job.statistics, seed=seed, tables=tables).to(device)
@@ -485,9 +536,12 @@ def _result(
 ) -> RunResult:
     metrics = folder.read_metrics()
     header, rows = summary_table(metrics)
-    version = folder.detail("register")
-    registered = None if version is None else RegisteredVersion(**version)
-    places = tuple(_places(config, folder, registered, uri or _store(config)))
+    version = dict(folder.detail("register") or {})
+    # `tracking sync` may have sent the run elsewhere than its config says.
+    sent_to = version.pop("uri", None)
+    uri = uri or sent_to or _store(config)
+    registered = RegisteredVersion(**version) if version else None
+    places = tuple(_places(config, folder, registered, uri))
     return RunResult(folder.path, metrics, manifest, registered, notes, header, rows, places)
 
 
@@ -511,7 +565,7 @@ def _places(
         yield Place("model", model, f"{recmtl} predict --model {_quoted(model)}{store} {to}")
         yield Place("report", str(path / "report.md"), f"less {_quoted(path / 'report.md')}")
     if uri is not None and uri.startswith("http"):
-        yield Place("tracking", redact(uri), f"open {_quoted(redact(uri))}")
+        yield Place("tracking", redact(uri), f"{_quoted(sys.executable)} -m webbrowser {_quoted(redact(uri))}")
     elif uri is not None:
         shown = redact(uri)
         yield Place("tracking", shown, f"{_quoted(scripts / 'mlflow')} server --backend-store-uri {_quoted(shown)}")

@@ -72,7 +72,10 @@ def test_the_fingerprint_ignores_the_folder_and_nothing_else() -> None:
             {"training": {"early_stopping": {"monitor": {"clik.auc": 1.0}}}},
             r"early_stopping\.monitor: .*'clik'.*'click'",
         ),
-        ({"training": {"early_stopping": {"monitor": {"click.auc": -1.0}}}}, r"^config: training\.early_stopping\.monitor\.click\.auc: .*above 0"),
+        (
+            {"training": {"early_stopping": {"monitor": {"click.auc": -1.0}}}},
+            r"^config: training\.early_stopping\.monitor\.click\.auc: .*above 0",
+        ),
         ({"tasks": []}, r"tasks: "),
         ({"features": [{"name": "v", "kind": "vector"}]}, r"a vector needs `dim`"),
         ({"features": [{"name": "user_id", "kind": "id", "embeding_dim": 8}]}, r"features\.user_id\.embeding_dim"),
