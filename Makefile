@@ -14,7 +14,7 @@ help:
 	@echo "make demo   set up, then logs -> model -> report -> registry into runs/demo (under 5 minutes on 2 cores)"
 	@echo "make test   set up, then the tests (under 10 minutes on 2 cores); make test-slow for the longer ones"
 	@echo "make check  ruff, mypy --strict, import-linter"
-	@echo "make lock   write requirements/*.txt anew (needs uv)"
+	@echo "make lock   write requirements/*.txt anew"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -61,8 +61,9 @@ types: $(VENV)/.dev
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-lock:
-	bash requirements/lock.sh
+lock: | $(BIN)/python
+	@$(PIP) install uv
+	UV=$(BIN)/uv bash requirements/lock.sh
 
 clean:
 	rm -rf $(VENV) build *.egg-info
