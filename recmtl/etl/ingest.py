@@ -100,7 +100,7 @@ def ingest(
     source = pl.lit(name).alias("source")
     as_written = {new: old for old, new in rename.items()}
     text = pl.struct(pl.col(c).alias(as_written.get(c, c)) for c in frame.collect_schema().names())
-    judged = frame.with_columns(typing.reason)
+    judged = frame.with_columns(_as_written(typing.reason, as_written))
     good, bad, lines = work / "good.parquet", work / "rejected.parquet", work / "rejected-lines.parquet"
     pl.collect_all(
         [
@@ -136,6 +136,18 @@ def ingest(
     )
     log = _without_duplicates(log, good) if deduplicate else log
     return replace(log, frame=log.frame.drop(dropped))
+
+
+def _as_written(reason: pl.Expr, names: Mapping[str, str]) -> pl.Expr:
+    """The reason with the file's own name of the column that it begins with."""
+    for new, old in names.items():
+        head = f"{new} is "
+        reason = (
+            pl.when(reason.str.starts_with(head))
+            .then(pl.lit(f"{old} is ") + reason.str.strip_prefix(head))
+            .otherwise(reason)
+        )
+    return reason.alias(REASON)
 
 
 def _rows(path: Path) -> int:

@@ -105,7 +105,11 @@ def prepare(
     if features is not None:
         Schema(features)
     _refuse_foreign(place, folder)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    try:  # before the lock, which takes a folder that refuses it for one that is held
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _beside(place, "lock").touch()
+    except OSError as error:
+        raise UserError(f"data.prepared: cannot write beside {folder} ({error.strerror})") from error
     with _locked(place, folder, progress):
         _recover(place)
         kind = SOURCES[data.source.kind]  # type: ignore[attr-defined]
@@ -124,7 +128,8 @@ def prepare(
             labels = frozenset(task.label for task in checked.values())
             log = kind.read(data.source, work / "source", progress, labels=labels)
             _refuse_rejects(log, data.max_rejected, place, folder)
-            manifest = _Build(data, features, checked, name, fingerprint, log, building, progress).run(hashes)
+            build = _Build(data, features, checked, name, fingerprint, log, folder, building, progress)
+            manifest = build.run(hashes)
             if _stamps(inputs) != before:
                 raise RunError(f"{folder}: an input file changed while it was read; prepare again")
             shutil.rmtree(work)
@@ -151,15 +156,17 @@ class _Build:
         name: str,
         fingerprint: str,
         log: LabelledLog,
+        folder: Path,
         building: Path,
         progress: Progress,
     ) -> None:
-        self._data = data
-        self._features = features
+        self._data = data.model_copy(update={"keep": tuple(log.aliases.get(name, name) for name in data.keep)})
+        self._features = None if features is None else [_by_own_name(feature, log.aliases) for feature in features]
         self._tasks = tasks
         self._name = name
         self._fingerprint = fingerprint
         self._log = log
+        self._folder = folder
         self._building = building
         self._work = building / ".work"
         self._progress = progress
@@ -169,6 +176,8 @@ class _Build:
     def run(self, hashes: Mapping[str, str]) -> Manifest:
         """Split, stage, label, fit, encode; return the manifest of what was written."""
         log, data = self._log, self._data
+        if log.frame.select(pl.len()).collect(engine="streaming").item() == 0:
+            raise UserError(f"data.source: there is no usable row in {', '.join(log.inputs) or 'its files'}")
         self._check_columns()
         plan = plan_split(log.frame, log.columns, data.split, split_column=log.split_column)
         schema = self._choose_features(plan)
@@ -443,12 +452,24 @@ class _Build:
             shutil.copyfile(path, self._building / "rejected" / name)
         for source, reasons in self._log.rejected.items():
             if sum(reasons.values()):
-                told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
-                self._progress.say(f"{source}: quarantined under rejected/: {told}")
+                told = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.items() if count)
+                share = f"{sum(reasons.values()):,} of {self._log.read.get(source, 0):,} rows"
+                self._progress.say(f"{source}: {share} set aside in {self._folder / 'rejected'}: {told}")
+        for source, count in self._log.duplicates.items():
+            if count:
+                self._progress.say(f"{source}: {count:,} exact duplicates dropped")
         for event, missed in self._log.unattributed.items():
             if sum(missed.values()):
-                told = ", ".join(f"{count:,} {reason}" for reason, count in missed.items() if count)
-                self._progress.say(f"{event}: events that belong to no impression: {told}")
+                told = ", ".join(f"{reason} ({count:,})" for reason, count in missed.items() if count)
+                self._progress.say(f"{event}: {sum(missed.values()):,} events belong to no impression: {told}")
+
+
+def _by_own_name(feature: Feature, aliases: Mapping[str, str]) -> Feature:
+    """The feature with its columns as the source's rows call them; its own name stays."""
+    columns = {"column": aliases.get(feature.column, feature.column)}
+    if feature.weights is not None:
+        columns["weights"] = aliases.get(feature.weights, feature.weights)
+    return feature.model_copy(update=columns)
 
 
 # Whether to build.

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from recmtl.errors import UserError
 from recmtl.etl.sources import SOURCES
 from recmtl.etl.sources.event_log import EventLogConfig, inputs, read
+from recmtl.manifest import Columns
 from recmtl.progress import Silent
 
 IMPRESSIONS = """\
@@ -84,26 +85,32 @@ def frame_of(tmp_path, shown, event="user_id,item_id,time\n", **config):
 def test_a_shop_with_other_names_iso_times_and_bad_rows(shop):
     log = read_in(config_of(shop), shop)
     rows = log.frame.collect()
-    assert rows.select("row", "user_id", "item_id", "request_id", "position", "price").rows() == [
+    assert rows.select("row", "visitor", "sku", "page", "position", "price").rows() == [
         (0, "u1", "A", "p1", 1, 9.5),
         (1, "u1", "B", "p1", 2, 3.0),
         (2, "u2", "A", "p2", 1, None),
         (3, "u1", "A", "p4", 1, 9.5),
     ]
-    assert rows["time"].to_list()[0] == datetime(2024, 3, 1, 10, tzinfo=UTC)
-    assert rows.schema["time"] == pl.Datetime("us", "UTC")
+    assert rows["shown_at"].to_list()[0] == datetime(2024, 3, 1, 10, tzinfo=UTC)
+    assert rows.schema["shown_at"] == pl.Datetime("us", "UTC")
     assert rows["click"].to_list() == [1, 1, 0, 1]
     assert rows.schema["click"] == pl.Int8
     assert rows["rating"].to_list() == [None, 2.0, None, None]
     assert rows["rating:time"].to_list()[1] == datetime(2024, 3, 1, 10, 5, 30, tzinfo=UTC)
     assert rows["age"].to_list() == [30, 30, None, 30]
     assert rows.select("item_price", "brand").rows() == [(1.5, "x"), (None, None), (1.5, "x"), (1.5, "x")]
-    assert (log.columns.user, log.columns.item, log.columns.time, log.columns.request) == (
-        "user_id",
-        "item_id",
-        "time",
-        "request_id",
-    )
+    # Rows to score will come with the shop's names; a config may also say user_id.
+    assert log.columns == Columns(user="visitor", item="sku", time="shown_at", request="page")
+    assert log.aliases == {"user_id": "visitor", "item_id": "sku", "time": "shown_at", "request_id": "page"}
+
+
+def test_an_own_name_that_another_column_has_gives_way(shop):
+    (shop / "users.csv").write_text("who,visitor\nu1,often\nu2,\n")
+    log = read_in(config_of(shop, users={"path": str(shop / "users.csv"), "key": "who"}), shop)
+    rows = log.frame.collect()
+    assert log.columns.user == "user_id"
+    assert "user_id" not in log.aliases
+    assert rows.select("user_id", "visitor").rows() == [("u1", "often"), ("u1", "often"), ("u2", None), ("u1", "often")]
 
 
 def test_what_was_left_out_is_counted_and_kept(shop):
@@ -111,12 +118,12 @@ def test_what_was_left_out_is_counted_and_kept(shop):
     assert log.read == {"impressions": 9, "click": 7, "rating": 3, "users": 2, "items": 2}
     assert log.duplicates == {"impressions": 1, "click": 1, "rating": 0}
     assert log.rejected["impressions"] == {
-        "time is impossible: before 1990-01-01": 1,
-        "time is not a time": 1,
-        "user_id is missing": 1,
+        "shown_at is impossible: before 1990-01-01": 1,
+        "shown_at is not a time": 1,
+        "visitor is missing": 1,
         "wrong number of fields": 1,
     }
-    assert log.rejected["rating"] == {"value is missing": 1}
+    assert log.rejected["rating"] == {"stars is missing": 1}
     assert log.unattributed["click"] == {
         "before any impression of its key": 1,
         "later after the impression than the window": 1,
@@ -126,7 +133,7 @@ def test_what_was_left_out_is_counted_and_kept(shop):
     assert quarantine.columns == ["source", "reason", "row"]
     assert len(quarantine) == sum(sum(reasons.values()) for reasons in log.rejected.values())
     rows = dict(quarantine.filter(pl.col("source") == "impressions").select("reason", "row").iter_rows())
-    assert '"shown_at":"not a time"' in rows["time is not a time"]
+    assert '"shown_at":"not a time"' in rows["shown_at is not a time"]
     assert rows["wrong number of fields"] == "u3,A,2024-03-02,p3"
 
 

@@ -52,7 +52,7 @@ def test_a_slice_by_hand(folder):
         (None, None, None, 4, None),
     ]
     assert log.duplicates == {"log": 1}
-    assert log.rejected["log"] == {"time is missing": 1}
+    assert log.rejected["log"] == {"time_ms is missing": 1}
     assert log.outcomes == {"is_click", "is_like", "long_view", "play_time_ms", "share_watched"}
     assert not {f.column for f in log.default_features} & set(OUTCOMES)
     assert {f.column for f in log.default_features} <= set(rows.columns)

@@ -500,9 +500,23 @@ def test_features_that_the_source_recommends(log: Path) -> None:
 
 
 def test_bad_rows_within_the_share_are_published(log: Path) -> None:
-    prepared = built(log, source={"rejected": 4})
+    progress = Spoken()
+    prepared = built(log, progress, source={"rejected": 4})
+    assert f"log: 4 of 404 rows set aside in {prepared.folder / 'rejected'}: no user (4)" in progress.said
     assert prepared.manifest.rejected == {"log": {"no user": 4, "bad time": 0}}
     assert pl.read_parquet(prepared.folder / "rejected" / "*.parquet")["reason"].to_list() == ["no user"]
+
+
+def test_a_place_that_takes_no_file_is_refused_and_not_waited_for(log: Path) -> None:
+    (log.parent / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.prepared: cannot write beside .*file/prepared"):
+        prepare(config(log), FEATURES, TASKS, name="demo", folder=log.parent / "file" / "prepared", progress=Silent())
+
+
+def test_a_log_without_rows_is_refused(log: Path) -> None:
+    rows().clear().write_parquet(log)
+    with pytest.raises(UserError, match=r"data\.source: there is no usable row in .*log\.parquet"):
+        built(log)
 
 
 def test_bad_rows_beyond_the_share_stop_the_run(log: Path) -> None:

@@ -114,6 +114,9 @@ class LabelledLog:
     """The key columns' names in ``frame``. The time column is Datetime("us", "UTC") and never null."""
     outcomes: frozenset[str]
     """Columns that are known only after the impression, labels included: never inferred, refused as features."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names by which features may call a column of ``frame``: user_id → customer. What serves reads the
+    column's own name, that of the logs."""
     maturity: Mapping[str, timedelta] = field(default_factory=dict)
     """Label column → time from the impression until its label is known; a label that is absent here needs none."""
     known_at: Mapping[str, str] = field(default_factory=dict)

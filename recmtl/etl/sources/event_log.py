@@ -226,16 +226,19 @@ def read(
     rows = _assemble(
         {name: frames[name] for name in ("impressions", *tables)}, impressions, found, follows, work, count
     )
+    own = reader.own_names(rows.collect_schema().names())
+    rows = rows.rename(own)
     known_at = {name: _known_at(name) for name, event in follows.items() if event.value is not None}
     latest = frames["impressions"].select(pl.col("time").max()).collect(engine="streaming").item()
     return LabelledLog(
         frame=rows,
         columns=Columns(
-            user="user_id",
-            item="item_id",
-            time="time",
-            request="request_id" if "request_id" in impressions.columns else None,
+            user=own.get("user_id", "user_id"),
+            item=own.get("item_id", "item_id"),
+            time=own.get("time", "time"),
+            request=own.get("request_id", "request_id") if "request_id" in impressions.columns else None,
         ),
+        aliases=own,
         outcomes=frozenset(follows) | frozenset(known_at.values()),
         maturity=_maturity(follows),
         known_at=known_at,
@@ -333,11 +336,25 @@ class _Reader:
     def _needed(self, name: str, key: Canonical) -> str:
         column = self._own_name(name, key)
         if column is None:
+            shared = self._config.columns.get(key)
+            other = f" (there is none named {shared!r}, as data.source.columns.{key} says)" if shared else ""
             raise UserError(
-                f"{self._where(name)}.columns.{key}: say which column holds the {key}; the file has "
+                f"{self._where(name)}.columns.{key}: say which column holds the {key}{other}; the file has "
                 f"{', '.join(self._headers[name])}"
             )
         return column
+
+    def own_names(self, columns: Collection[str]) -> dict[str, str]:
+        """Canonical key column → what the impressions' file calls it, where that is another name and is free.
+
+        The rows go on under the logs' own names, because those are what rows to score will come with.
+        """
+        found = {_NAMES[key]: self._own_name("impressions", key) for key in (*_KEYS, *_IDS)}
+        return {
+            canonical: own
+            for canonical, own in found.items()
+            if canonical in columns and own is not None and own not in columns
+        }
 
     def join_columns(self, name: str) -> tuple[str, ...]:
         """The canonical columns that join an event with its impression."""
