@@ -96,16 +96,18 @@ def ingest(
     frame = _renamed(raw.frame, rename, rules, where)
     dropped = [f"{_DROPPED}{column}" for column in drop]
     unjudged = [*dropped, raw_files.TAG] if tags is not None else dropped
-    typing = see_types(frame, rules, where, text=raw.text, undecodable=raw.undecodable, unjudged=unjudged)
-    source = pl.lit(name).alias("source")
     as_written = {new: old for old, new in rename.items()}
+    typing = see_types(
+        frame, rules, where, text=raw.text, undecodable=raw.undecodable, unjudged=unjudged, names=as_written
+    )
+    source = pl.lit(name).alias("source")
     text = pl.struct(pl.col(c).alias(as_written.get(c, c)) for c in frame.collect_schema().names())
-    judged = frame.with_columns(_as_written(typing.reason, as_written))
+    judged = typing.judge(frame)
     good, bad, lines = work / "good.parquet", work / "rejected.parquet", work / "rejected-lines.parquet"
     pl.collect_all(
         [
             judged.filter(pl.col(REASON).is_null())
-            .select(typing.columns)
+            .select(typing.typed())
             .with_row_index(ROW)
             .with_columns(pl.col(ROW).cast(pl.Int64))
             .sink_parquet(good, row_group_size=_ROW_GROUP, lazy=True),
@@ -136,18 +138,6 @@ def ingest(
     )
     log = _without_duplicates(log, good) if deduplicate else log
     return replace(log, frame=log.frame.drop(dropped))
-
-
-def _as_written(reason: pl.Expr, names: Mapping[str, str]) -> pl.Expr:
-    """The reason with the file's own name of the column that it begins with."""
-    for new, old in names.items():
-        head = f"{new} is "
-        reason = (
-            pl.when(reason.str.starts_with(head))
-            .then(pl.lit(f"{old} is ") + reason.str.strip_prefix(head))
-            .otherwise(reason)
-        )
-    return reason.alias(REASON)
 
 
 def _rows(path: Path) -> int:

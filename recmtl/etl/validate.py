@@ -7,6 +7,7 @@ Types are seen in all rows, never in a sample, so that the same files always giv
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Literal
 
 import polars as pl
@@ -30,6 +31,8 @@ ColumnType = Literal["int", "float", "bool", "string"]
 
 TimeUnit = Literal["auto", "iso", "s", "ms", "us", "ns"]
 """How times are written: ISO 8601 text, or a number since 1970 in a unit; auto: seen by form and magnitude."""
+
+_TYPED = "typed:"
 
 REASON = "bad:reason"
 """The column that says why a row is bad."""
@@ -92,12 +95,23 @@ class Rules:
 class Typing:
     """How to turn raw columns into typed ones, and bad rows into reasons."""
 
-    columns: tuple[pl.Expr, ...]
-    """Every column, typed, under its own name; times are Datetime us UTC, whole-number keys Int64, other keys text."""
+    columns: Mapping[str, pl.Expr]
+    """Every column, typed; times are Datetime us UTC, whole-number keys Int64, other keys text."""
     reason: pl.Expr
-    """Why the row is bad (the first reason that holds), null for a good row; named :data:`REASON`."""
+    """Why the row is bad (the first reason that holds), null for a good row; reads what :meth:`judge` adds."""
     warnings: tuple[str, ...]
     """Columns that are numeric but for a few values, each with the setting that says otherwise."""
+
+    def judge(self, frame: pl.LazyFrame) -> pl.LazyFrame:
+        """The raw rows with :data:`REASON` and, under names that :meth:`typed` takes off again, the typed columns."""
+        # In two steps, so that no value is parsed twice.
+        return frame.with_columns(
+            column.alias(f"{_TYPED}{name}") for name, column in self.columns.items()
+        ).with_columns(self.reason.alias(REASON))
+
+    def typed(self) -> list[pl.Expr]:
+        """The typed columns of a judged frame under their own names."""
+        return [pl.col(f"{_TYPED}{name}").alias(name) for name in self.columns]
 
 
 def see_types(
@@ -108,6 +122,7 @@ def see_types(
     text: bool,
     undecodable: bool = False,
     unjudged: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
 ) -> Typing:
     """See the type of every column in all its rows.
 
@@ -121,6 +136,7 @@ def see_types(
         text: whether the columns are text.
         undecodable: whether U+FFFD stands for bytes that are not in the file's encoding.
         unjudged: columns to leave as they are.
+        names: what the file calls a column, where it is another name: for reasons, warnings and errors.
 
     Raises:
         UserError: a column of a type that cannot be a time or a key.
@@ -129,50 +145,51 @@ def see_types(
     keys = (*rules.keys, *rules.optional_keys)
     judged = {name: dtype for name, dtype in schema.items() if name not in unjudged}
     seen = frame.select(_evidence(judged, rules, keys, text)).collect(engine="streaming").row(0, named=True)
-    columns: list[pl.Expr] = []
+    columns: dict[str, pl.Expr] = {}
     broken: list[tuple[pl.Expr, str]] = []
     warnings: list[str] = []
     for name, dtype in schema.items():
-        raw = pl.col(name)
+        raw, done = pl.col(name), pl.col(f"{_TYPED}{name}")
+        shown = (names or {}).get(name, name)
         if name in unjudged:
-            columns.append(raw)
+            columns[name] = raw
             continue
         if name in rules.times:
             rule = rules.times[name]
             unit = rule.unit if rule.unit != "auto" else _unit_seen(seen, name)
-            typed = time_expression(raw, dtype, unit, rule.timezone, f"{where}: column {name}")
-            broken += _time_reasons(name, raw, dtype, typed, rule)
+            typed = time_expression(raw, dtype, unit, rule.timezone, f"{where}: column {shown}")
+            broken += _time_reasons(shown, raw, dtype, done, rule)
         elif name in rules.types:
             typed = _cast(raw, dtype, rules.types[name])
             if name not in rules.labels:
-                broken.append((raw.is_not_null() & typed.is_null(), f"{name} is not of type {rules.types[name]}"))
+                broken.append((raw.is_not_null() & done.is_null(), f"{shown} is not of type {rules.types[name]}"))
             elif seen[f"{name}/failed"]:
                 typed = _plain(raw, dtype)
         elif name in keys:
-            typed = _key(raw, dtype, seen, name, where)
+            typed = _key(raw, dtype, seen, name, f"{where}: column {shown}")
         elif text:
             typed, share = _see_text(raw, seen, name)
             if share is not None and name in rules.labels:
                 typed = raw
             elif share is not None:
-                broken.append((raw.is_not_null() & typed.is_null(), f"{name} is not a number"))
+                broken.append((raw.is_not_null() & done.is_null(), f"{shown} is not a number"))
                 warnings.append(
-                    f"{where}: column {name} is taken as numeric, and the {share:.2%} of its values that are no number "
-                    f"as bad rows; if it is meant as text, say so under types: {{{name}: string}}"
+                    f"{where}: column {shown} is taken as numeric, and the {share:.2%} of its values that are none "
+                    f"as bad rows; if it is meant as text, say so under types: {{{shown}: string}}"
                 )
         else:
             typed = _plain(raw, dtype)
         if undecodable and dtype == pl.String:
             garbled = raw.str.contains("\N{REPLACEMENT CHARACTER}", literal=True)
-            broken.append((garbled, f"{name} is not in the file's encoding"))
+            broken.append((garbled, f"{shown} is not in the file's encoding"))
         if name in rules.keys or name in rules.required:
-            absent = typed.is_null() if name in keys else raw.is_null()
-            broken.insert(0, (absent, f"{name} is missing"))
-        columns.append(typed.alias(name))
+            absent = done.is_null() if name in keys else raw.is_null()
+            broken.insert(0, (absent, f"{shown} is missing"))
+        columns[name] = typed
     nothing = pl.lit(None, pl.String)
     reasons = [pl.when(condition).then(pl.lit(reason)) for condition, reason in broken]
-    reason = (pl.coalesce(*reasons, nothing) if reasons else nothing).alias(REASON)
-    return Typing(tuple(columns), reason, tuple(warnings))
+    reason = pl.coalesce(*reasons, nothing) if reasons else nothing
+    return Typing(columns, reason, tuple(warnings))
 
 
 def _stripped(raw: pl.Expr) -> pl.Expr:
@@ -268,18 +285,29 @@ def _extended(raw: pl.Expr) -> pl.Expr:
 
 
 def _iso(raw: pl.Expr, timezone: str) -> pl.Expr:
-    raw = _extended(raw)
-    day = raw.str.extract(_ISO, 1).str.replace_all("/", "-", literal=True)
-    clock = raw.str.extract(_ISO, 2).str.replace(",", ".", literal=True)
-    offset = raw.str.extract(_ISO, 3)
+    return raw.map_batches(partial(_iso_times, timezone=timezone), return_dtype=_UTC, is_elementwise=True)
+
+
+def _iso_times(raw: pl.Series, timezone: str) -> pl.Series:
+    # Step by step rather than as one expression, which would do the matching again for every place that it is used.
+    found = raw.to_frame("raw").select(_extended(pl.col("raw")).str.extract_groups(_ISO).alias("groups"))
+    found = found.unnest("groups").select(day="1", clock="2", offset="3")
+    day = pl.col("day").str.replace_all("/", "-", literal=True)
+    clock = pl.col("clock").str.replace(",", ".", literal=True)
     seconds = pl.when(clock.str.len_bytes() == 5).then(clock + ":00").otherwise(clock).fill_null("00:00:00")
-    naive = (day + " " + seconds).str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=False, time_unit="us")
-    digits = offset.str.replace_all(r"[+:-]", "")
+    digits = pl.col("offset").str.replace_all(r"[+:-]", "")
     hours = digits.str.slice(0, 2).cast(pl.Int64, strict=False).fill_null(0)
     minutes = digits.str.slice(2, 2).cast(pl.Int64, strict=False).fill_null(0)
-    sign = pl.when(offset.str.starts_with("-")).then(-1).otherwise(1)
-    shifted = naive.dt.replace_time_zone("UTC") - pl.duration(minutes=sign * (hours * 60 + minutes))
-    return pl.when(offset.is_null()).then(_local(naive, timezone).dt.convert_time_zone("UTC")).otherwise(shifted)
+    sign = pl.when(pl.col("offset").str.starts_with("-")).then(-1).otherwise(1)
+    parts = found.select(
+        "offset",
+        naive=(day + " " + seconds).str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=False, time_unit="us"),
+        ahead=pl.duration(minutes=sign * (hours * 60 + minutes)),
+    )
+    naive = pl.col("naive")
+    local = _local(naive, timezone).dt.convert_time_zone("UTC")
+    shifted = naive.dt.replace_time_zone("UTC") - pl.col("ahead")
+    return parts.select(pl.when(pl.col("offset").is_null()).then(local).otherwise(shifted).alias(raw.name))[raw.name]
 
 
 def _epoch_text(raw: pl.Expr, unit: str) -> pl.Expr:
@@ -336,9 +364,7 @@ def _key(raw: pl.Expr, dtype: pl.DataType, seen: Mapping[str, int], name: str, w
     if dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128, pl.UInt128):
         return raw.cast(pl.Int64)
     if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
-        raise UserError(
-            f"{where}: column {name} holds {dtype}, which cannot identify anything; it must be text or whole"
-        )
+        raise UserError(f"{where} holds {dtype}, which cannot identify anything; it must be text or whole")
     return raw.cast(pl.String)
 
 

@@ -6,14 +6,15 @@ import polars as pl
 import pytest
 
 from recmtl.errors import UserError
-from recmtl.etl.validate import Rules, TimeRule, see_types
+from recmtl.etl.validate import REASON, Rules, TimeRule, see_types
 
 NOON = datetime(2022, 4, 25, 12, 0, tzinfo=UTC)
 
 
 def judged(frame, rules=None, *, text=True):
     typing = see_types(frame.lazy(), rules or Rules(), "here", text=text)
-    return frame.select(*typing.columns, typing.reason.alias("reason")), typing.warnings
+    rows = typing.judge(frame.lazy()).select(*typing.typed(), pl.col(REASON).alias("reason")).collect()
+    return rows, typing.warnings
 
 
 def seen(values):
