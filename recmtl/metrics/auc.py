@@ -6,7 +6,7 @@ that are level with it. Undefined where one class is absent.
 
 import numpy as np
 
-from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted, by_class
+from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted, by_class, dot
 
 __all__ = ["AUC"]
 
@@ -20,7 +20,7 @@ def _prepare(examples: Examples) -> Weighted:
     def auc(weight: FloatArray) -> float | None:
         mine, theirs = weight[positives], np.append(0.0, np.cumsum(weight[negatives]))
         total = mine.sum() * theirs[-1]
-        return float(mine @ (theirs[below] + theirs[up_to]) / (2 * total)) if total > 0 else None
+        return dot(mine, theirs[below] + theirs[up_to]) / (2 * total) if total > 0 else None
 
     return auc
 

@@ -3,17 +3,11 @@
 It has no direction, 1 being best, so it cannot be monitored.
 """
 
-from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted
+import numpy as np
+
+from recmtl.metrics.base import Additive, Metric
 
 __all__ = ["CALIBRATION"]
-
-
-def _prepare(examples: Examples) -> Weighted:
-    def calibration(weight: FloatArray) -> float | None:
-        observed = float(weight @ examples.label)
-        return float(weight @ examples.prediction) / observed if observed > 0 else None
-
-    return calibration
 
 
 CALIBRATION = Metric(
@@ -21,5 +15,8 @@ CALIBRATION = Metric(
     kinds=("binary",),
     higher_is_better=None,
     meaning="positives predicted over positives observed; 1 is right",
-    prepare=_prepare,
+    additive=Additive(
+        terms=lambda examples: (examples.prediction, examples.label),
+        finish=lambda sums: np.asarray(sums[:, 0] / sums[:, 1]),
+    ),
 )

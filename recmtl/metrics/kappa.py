@@ -2,34 +2,35 @@
 
 κ = 1 − E[(a − b)²] / E[(a′ − b′)²], where a is the level nearest to the predicted expectation (half-way between two:
 the upper one), b the observed level, both as positions 0, 1, …, and a′, b′ are drawn independently from the two
-distributions, so that E[(a′ − b′)²] = E[a²] + E[b²] − 2 E[a] E[b]. Undefined where all predicted and observed levels
-are the same one.
+distributions. Undefined where all predicted and observed levels are the same one.
 """
 
-import numpy as np
+from typing import Any
 
-from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted
+import numpy as np
+from numpy.typing import NDArray
+
+from recmtl.metrics.base import Additive, Examples, FloatArray, Metric
 
 __all__ = ["KAPPA"]
 
 
-def _prepare(examples: Examples) -> Weighted:
+def _terms(examples: Examples) -> tuple[NDArray[Any], ...]:
+    """Is the predicted level 0, 1, …, is the observed one, and the square of their distance: 2 L + 1 terms."""
     assert examples.levels is not None, "kappa is for ordinal tasks"
     halfway = (examples.levels[1:] + examples.levels[:-1]) / 2
-    a = np.searchsorted(halfway, examples.prediction, side="right").astype(np.float64)
-    b = np.searchsorted(halfway, examples.label, side="right").astype(np.float64)
-    a2, b2, apart = a * a, b * b, (a - b) ** 2
+    a = np.searchsorted(halfway, examples.prediction, side="right")
+    b = np.searchsorted(halfway, examples.label, side="right")
+    levels = range(examples.levels.size)
+    return *(a == level for level in levels), *(b == level for level in levels), (a - b) ** 2
 
-    def kappa(weight: FloatArray) -> float | None:
-        counted = weight > 0
-        a_here, b_here = a[counted], b[counted]
-        if (a_here == a_here[0]).all() and (b_here == a_here[0]).all():
-            return None
-        share = weight / weight.sum()
-        by_chance = share @ a2 + share @ b2 - 2 * (share @ a) * (share @ b)
-        return float(1 - share @ apart / by_chance)
 
-    return kappa
+def _finish(sums: FloatArray) -> FloatArray:
+    a, b = np.split(sums[:, :-1], 2, axis=1)
+    rows, level = a.sum(axis=1), np.arange(a.shape[1])
+    # No term is negative, so that only levels that are all the same one make exactly 0.
+    by_chance = np.einsum("ri,ij,rj->r", a, np.subtract.outer(level, level) ** 2, b)
+    return np.asarray(1 - sums[:, -1] * rows / by_chance)
 
 
 KAPPA = Metric(
@@ -37,5 +38,5 @@ KAPPA = Metric(
     kinds=("ordinal",),
     higher_is_better=True,
     meaning="quadratic weighted kappa of the nearest level; 0 is chance, 1 is agreement",
-    prepare=_prepare,
+    additive=Additive(_terms, _finish),
 )

@@ -6,7 +6,7 @@ bound and 1, so that a saturated prediction costs 16.6 nats when wrong rather th
 
 import numpy as np
 
-from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted
+from recmtl.metrics.base import Examples, FloatArray, Metric, mean
 
 __all__ = ["LOG_LOSS", "PROBABILITY_MARGIN", "row_losses"]
 
@@ -23,15 +23,10 @@ def row_losses(examples: Examples) -> FloatArray:
     return -np.log(np.clip(happened, PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN))
 
 
-def _prepare(examples: Examples) -> Weighted:
-    losses = row_losses(examples)
-    return lambda weight: float(weight @ losses / weight.sum())
-
-
 LOG_LOSS = Metric(
     name="log_loss",
     kinds=("binary", "multiclass"),
     higher_is_better=False,
     meaning="mean of −log of the probability given to what happened, in nats",
-    prepare=_prepare,
+    additive=mean(row_losses),
 )

@@ -2,14 +2,9 @@
 
 import numpy as np
 
-from recmtl.metrics.base import Examples, Metric, Weighted
+from recmtl.metrics.base import Metric, mean
 
 __all__ = ["MAE"]
-
-
-def _prepare(examples: Examples) -> Weighted:
-    distances = np.abs(examples.prediction - examples.label)
-    return lambda weight: float(weight @ distances / weight.sum())
 
 
 MAE = Metric(
@@ -17,5 +12,5 @@ MAE = Metric(
     kinds=("regression", "ordinal"),
     higher_is_better=False,
     meaning="mean absolute error, in label units",
-    prepare=_prepare,
+    additive=mean(lambda examples: np.abs(examples.prediction - examples.label)),
 )

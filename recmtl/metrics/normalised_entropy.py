@@ -4,26 +4,23 @@ He et al. 2014, Practical Lessons from Predicting Clicks on Ads at Facebook, equ
 evaluated rows. 1 is what knowing the rate alone is worth; undefined where one class is absent.
 """
 
-import math
+import numpy as np
 
-from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted
+from recmtl.metrics.base import Additive, Examples, FloatArray, Metric
 from recmtl.metrics.log_loss import row_losses
 
 __all__ = ["NORMALISED_ENTROPY"]
 
 
-def _prepare(examples: Examples) -> Weighted:
-    losses = row_losses(examples)
-    negative = 1 - examples.label
+def _terms(examples: Examples) -> tuple[FloatArray, ...]:
+    return row_losses(examples), examples.label, 1 - examples.label
 
-    def normalised_entropy(weight: FloatArray) -> float | None:
-        total = weight.sum()
-        p, q = float(weight @ examples.label / total), float(weight @ negative / total)
-        if p == 0 or q == 0:
-            return None
-        return float(weight @ losses / total) / -(p * math.log(p) + q * math.log(q))
 
-    return normalised_entropy
+def _finish(sums: FloatArray) -> FloatArray:
+    loss, positives, negatives = sums.T
+    rows = positives + negatives
+    p, q = positives / rows, negatives / rows
+    return np.asarray(loss / rows / -(p * np.log(p) + q * np.log(q)))
 
 
 NORMALISED_ENTROPY = Metric(
@@ -31,5 +28,5 @@ NORMALISED_ENTROPY = Metric(
     kinds=("binary",),
     higher_is_better=False,
     meaning="log loss divided by that of the positive rate of the same rows; below 1 is better than the rate",
-    prepare=_prepare,
+    additive=Additive(_terms, _finish),
 )

@@ -6,7 +6,7 @@ too kind: Davis and Goadrich 2006). Undefined where there is no positive.
 
 import numpy as np
 
-from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted, by_class
+from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted, by_class, dot
 
 __all__ = ["PR_AUC"]
 
@@ -24,7 +24,7 @@ def _prepare(examples: Examples) -> Weighted:
         if not mine.sum() > 0:
             return None
         counted = mine > 0
-        return float(mine[counted] @ (found[counted] / (found + wrong)[counted]) / mine.sum())
+        return dot(mine[counted], found[counted] / (found + wrong)[counted]) / float(mine.sum())
 
     return average_precision
 

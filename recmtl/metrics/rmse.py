@@ -1,21 +1,18 @@
 """Root of the mean squared error, in label units."""
 
-import math
+import numpy as np
 
-from recmtl.metrics.base import Examples, Metric, Weighted
+from recmtl.metrics.base import Metric, mean
 
 __all__ = ["RMSE"]
 
 
-def _prepare(examples: Examples) -> Weighted:
-    squares = (examples.prediction - examples.label) ** 2
-    return lambda weight: math.sqrt(weight @ squares / weight.sum())
-
+_MSE = mean(lambda examples: (examples.prediction - examples.label) ** 2)
 
 RMSE = Metric(
     name="rmse",
     kinds=("regression", "ordinal"),
     higher_is_better=False,
     meaning="root of the mean squared error, in label units",
-    prepare=_prepare,
+    additive=_MSE._replace(finish=lambda sums: np.sqrt(_MSE.finish(sums))),
 )

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted, run_ends
+from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted, dot, run_ends
 
 __all__ = ["SPEARMAN"]
 
@@ -39,7 +39,7 @@ def _prepare(examples: Examples) -> Weighted:
         x, y = predicted.centred(weight), observed.centred(weight)
         if x is None or y is None:
             return None
-        return float((weight * x) @ y) / math.sqrt(float((weight * x) @ x) * float((weight * y) @ y))
+        return dot(weight * x, y) / math.sqrt(dot(weight * x, x) * dot(weight * y, y))
 
     return spearman
 

@@ -7,40 +7,65 @@ AUCs weighted by their rows, over the users who have both classes. Undefined whe
 import numpy as np
 from numpy.typing import NDArray
 
-from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted
+from recmtl.metrics.base import Additive, Examples, FloatArray, Metric, Weighted, dot
 
 __all__ = ["USER_AUC", "users_with_both"]
+
+
+class _Pairs:
+    """Each user's pairs of a positive and a negative row, over the U users who have both."""
+
+    def __init__(self, group: NDArray[np.int64], examples: Examples) -> None:
+        user, both = _users(group, examples.label)
+        rows = np.flatnonzero(both[user])
+        rows = rows[np.lexsort((examples.prediction[rows], user[rows]))]
+        user, prediction, positive = user[rows], examples.prediction[rows], examples.label[rows] == 1
+        self.rows, self.user_of = rows, _numbered(user)
+        self.positives, self.negatives = rows[positive], rows[~positive]
+        # Negatives before a row's user, before its run of equal predictions of one user, and up to the run's end.
+        before = np.append(0, np.cumsum(~positive))
+        starts = np.append(True, (user[1:] != user[:-1]) | (prediction[1:] != prediction[:-1]))[: rows.size]
+        run = np.cumsum(starts) - 1
+        edges = np.append(np.flatnonzero(starts), rows.size)
+        self.below, self.up_to = before[edges[run[positive]]], before[edges[run[positive] + 1]]
+        self.first = before[np.searchsorted(user, np.unique(user))]
+        self.mine_of, self.theirs_of = self.user_of[positive], self.user_of[~positive]
+
+    def at(self, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """(U,) each: AUC and weight of a user; those who have one class alone at these weights are left out."""
+        mine, theirs = weight[self.positives], weight[self.negatives]
+        cumulative = np.append(0.0, np.cumsum(theirs))
+        beaten = (cumulative[self.below] + cumulative[self.up_to]) / 2 - cumulative[self.first][self.mine_of]
+        won = np.bincount(self.mine_of, mine * beaten)
+        wins = np.asarray(np.bincount(self.mine_of, mine), np.float64)
+        losses = np.asarray(np.bincount(self.theirs_of, theirs), np.float64)
+        counted = (wins > 0) & (losses > 0)
+        return won[counted] / (wins * losses)[counted], (wins + losses)[counted]
 
 
 def _prepare(examples: Examples) -> Weighted:
     if examples.group is None:
         return lambda weight: None
-    user, both = _users(examples.group, examples.label)
-    rows = np.flatnonzero(both[user])
-    rows = rows[np.lexsort((examples.prediction[rows], user[rows]))]
-    user, prediction, positive = user[rows], examples.prediction[rows], examples.label[rows] == 1
-    positives, negatives = rows[positive], rows[~positive]
-    # Negatives before a row's user, before its run of equal predictions of one user, and up to the run's end.
-    before = np.append(0, np.cumsum(~positive))
-    starts = np.append(True, (user[1:] != user[:-1]) | (prediction[1:] != prediction[:-1]))[: rows.size]
-    run = np.cumsum(starts) - 1
-    edges = np.append(np.flatnonzero(starts), rows.size)
-    below, up_to = before[edges[run[positive]]], before[edges[run[positive] + 1]]
-    first = before[np.searchsorted(user, np.unique(user))]
-    mine_of, theirs_of = _numbered(user[positive]), _numbered(user[~positive])
+    pairs = _Pairs(examples.group, examples)
 
     def user_auc(weight: FloatArray) -> float | None:
-        mine, theirs = weight[positives], weight[negatives]
-        cumulative = np.append(0.0, np.cumsum(theirs))
-        won = np.bincount(mine_of, mine * ((cumulative[below] + cumulative[up_to]) / 2 - cumulative[first][mine_of]))
-        wins, losses = np.bincount(mine_of, mine), np.bincount(theirs_of, theirs)
-        counted = (wins > 0) & (losses > 0)
-        if not counted.any():
-            return None
-        size = (wins + losses)[counted]
-        return float(size @ (won[counted] / (wins * losses)[counted]) / size.sum())
+        auc, size = pairs.at(weight)
+        return dot(auc, size) / float(size.sum()) if size.size else None
 
     return user_auc
+
+
+def _terms(examples: Examples) -> tuple[FloatArray, FloatArray]:
+    """A row adds its user's AUC, and 1; nothing where that user has one class alone.
+
+    A weight that all rows of a user share moves the user's part in the mean and not the AUC.
+    """
+    shares, counts = np.zeros((2, len(examples)))
+    if examples.group is not None and len(examples):
+        pairs = _Pairs(examples.group, examples)
+        auc, _ = pairs.at(np.ones(len(examples)))
+        shares[pairs.rows], counts[pairs.rows] = auc[pairs.user_of], 1
+    return shares, counts
 
 
 def _numbered(sorted_users: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -69,4 +94,5 @@ USER_AUC = Metric(
     higher_is_better=True,
     meaning="AUC within each user's rows, averaged by rows over the users who have both classes",
     prepare=_prepare,
+    additive=Additive(_terms, finish=lambda sums: np.asarray(sums[:, 0] / sums[:, 1]), by_user=True),
 )

@@ -1,5 +1,7 @@
 """The bootstrap over users: by brute force, by coverage, and where it is undefined."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -19,21 +21,58 @@ def rows_of_users(seed, rows=200, users=15):
     return prediction, label, random.integers(0, users, rows) * 7 - 20
 
 
-def test_every_replicate_is_the_metric_of_the_rows_of_the_drawn_users():
-    prediction, label, group = rows_of_users(0)
-    names = [metric.name for metric in metrics_for("binary")]
-    sample, clusters = sample_of("model", prediction, label, group, names)
-    found = bootstrap([sample], clusters, replicates=5, seed=11)
-    users = np.unique(group)
+def rows_of_kind(kind, seed=0, rows=200, users=15):
+    """Examples of one kind of task, with ties, of users who have rows of different worth."""
+    random = np.random.default_rng(seed)
+    if kind == "binary":
+        return Examples(*rows_of_users(seed, rows, users))
+    group = random.integers(0, users, rows) * 7 - 20
+    if kind == "multiclass":
+        return Examples(random.dirichlet(np.ones(4), rows), random.integers(0, 4, rows), group)
+    label = random.integers(1, 6, rows).astype(float)
+    prediction = np.round(label / 2 + random.normal(1, 1, rows), 1)
+    return Examples(prediction, label, group, levels=np.arange(1.0, 6.0) if kind == "ordinal" else None)
+
+
+@pytest.mark.parametrize("kind", ["binary", "regression", "ordinal", "multiclass"])
+def test_every_replicate_is_the_metric_of_the_rows_of_the_drawn_users(kind):
+    rows = rows_of_kind(kind)
+    names = [metric.name for metric in metrics_for(kind)]
+    cluster, clusters = clusters_of(rows.group, len(rows))
+    found = bootstrap([Sample("model", rows, cluster, names)], clusters, replicates=5, seed=11)
+    users = np.unique(rows.group)
     for replicate in range(5):
         drawn = np.random.default_rng((11, replicate)).integers(0, len(users), len(users))
-        parts = [np.flatnonzero(group == users[user]) for user in drawn]
-        rows = np.concatenate(parts)
+        parts = [np.flatnonzero(rows.group == users[user]) for user in drawn]
+        taken = np.concatenate(parts)
         copies = np.concatenate([np.full(len(part), number) for number, part in enumerate(parts)])
         # A user who was drawn twice counts as two users with the same rows.
-        resampled = Examples(prediction[rows], label[rows], copies)
+        resampled = Examples(rows.prediction[taken], rows.label[taken], copies, levels=rows.levels)
         for name in names:
             assert found["model", name][replicate] == pytest.approx(METRICS[name].compute(resampled), abs=1e-12), name
+
+
+def test_clusters_that_split_users_weigh_their_rows_apart():
+    rows = rows_of_kind("binary")
+    names = ["user_auc", "log_loss"]
+    found = bootstrap([Sample("model", rows, np.arange(200), names)], 200, replicates=3, seed=2)
+    for replicate in range(3):
+        drawn = np.bincount(np.random.default_rng((2, replicate)).integers(0, 200, 200), minlength=200)
+        for name in names:
+            expected = METRICS[name].compute(replace(rows, weight=drawn))
+            assert found["model", name][replicate] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_target_without_rows_is_undefined_beside_one_that_has_some():
+    rows = rows_of_kind("binary")
+    cluster, clusters = clusters_of(rows.group, len(rows))
+    names = [metric.name for metric in metrics_for("binary")]
+    nothing = Examples(np.empty(0), np.empty(0), np.empty(0, np.int64))
+    samples = [Sample("none", nothing, cluster[:0], names), Sample("some", rows, cluster, names)]
+    found = bootstrap(samples, clusters, replicates=3, seed=0)
+    for name in names:
+        assert np.isnan(found["none", name]).all()
+        assert np.isfinite(found["some", name]).all()
 
 
 def test_the_same_seed_gives_the_same_draws_and_another_others():
