@@ -29,6 +29,9 @@ __all__ = ["app", "exit_code_of", "main"]
 # Typer carries a click of its own; this is that one's base class of wrong arguments.
 _UsageError: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
+_INTERRUPTED = 130
+"""What shells make of Ctrl-C."""
+
 app = typer.Typer(
     name="recmtl",
     help="Train one recommender for several objectives at once: event logs in, a registered model out.",
@@ -237,6 +240,8 @@ def _run(arguments: list[str], *, debug: bool) -> int:
     try:
         with exit_code_of(debug=debug):
             code = app(args=arguments, prog_name="recmtl", standalone_mode=False)
+            if code == _INTERRUPTED:
+                raise KeyboardInterrupt  # Typer makes a code of it, and a user hears nothing
             sys.stdout.flush()
             return code if isinstance(code, int) else 0
     except SystemExit as error:
@@ -259,7 +264,7 @@ def exit_code_of(*, debug: bool = False) -> Iterator[None]:
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; the same command goes on from here", debug)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         # The reader of a pipe has gone, as `| head` does: there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
