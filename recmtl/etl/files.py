@@ -164,8 +164,21 @@ def scan(
         frame = pl.concat(ordered, how="vertical_relaxed", rechunk=False)
         frame.collect_schema()
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{where}: a column's type differs between the files: {_first_line(error)}") from error
+        raise UserError(f"{where}: {_clash(frames, list(files))}; write it with one type") from error
     return Raw(frame, kinds != {True}, undecodable, tuple(malformed))
+
+
+def _clash(frames: Sequence[pl.LazyFrame], names: Sequence[str]) -> str:
+    """Which column has types that no type holds both of."""
+    schemas = [frame.collect_schema() for frame in frames]
+    for schema, name in zip(schemas[1:], names[1:], strict=True):
+        for column, dtype in schemas[0].items():
+            pair = [pl.LazyFrame(schema={column: one}) for one in (dtype, schema[column])]
+            try:
+                pl.concat(pair, how="vertical_relaxed").collect_schema()
+            except pl.exceptions.PolarsError:
+                return f"column {column!r} is {dtype} in {names[0]} and {schema[column]} in {name}"
+    return "a column's type differs between the files"
 
 
 def _scan_parquet(path: Path, where: str) -> pl.LazyFrame:

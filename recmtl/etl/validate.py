@@ -174,7 +174,7 @@ def see_types(
             elif share is not None:
                 broken.append((raw.is_not_null() & done.is_null(), f"{shown} is not a number"))
                 warnings.append(
-                    f"{where}: column {shown} is taken as numeric, and the {share:.2%} of its values that are none "
+                    f"{where}: column {shown} is taken as numeric, and {share:.2%} of its values, which are no number, "
                     f"as bad rows; if it is meant as text, say so under types: {{{shown}: string}}"
                 )
         else:

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from recmtl.errors import UserError
 from recmtl.etl.prepare import DataConfig, Prepared, prepare
 from recmtl.manifest import SPLITS
 from recmtl.progress import Silent
@@ -125,3 +126,21 @@ def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path, monkeypatch: py
     done = prepared(tmp_path, {"kind": "table", "path": ["t.csv", "./t.csv", path, "*.csv"]})
     assert encoded(done).height == 100
     assert list(done.manifest.inputs) == ["t.csv"]
+
+
+def test_a_shared_column_name_that_no_file_has_is_a_mistake(tmp_path: Path) -> None:
+    shown = csv(tmp_path / "i.csv", "user_id,item_id,time", [("u", f"i{n}", iso(n)) for n in range(9)])
+    events = {"click": {"path": csv(tmp_path / "c.csv", "user_id,item_id,time", [])}}
+    source = {"kind": "event_log", "impressions": {"path": shown}, "events": events, "columns": {"user": "usr"}}
+    with pytest.raises(UserError, match=r"data.source.columns.user: none of the files has a column 'usr'"):
+        prepared(tmp_path, source)
+
+
+def test_a_column_of_two_types_is_named(tmp_path: Path) -> None:
+    rows = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "time": [START], "click": [1]})
+    rows.write_parquet(tmp_path / "a.parquet")
+    rows.with_columns(pl.col("time").dt.replace_time_zone(None)).write_parquet(tmp_path / "b.parquet")
+    with pytest.raises(
+        UserError, match=r"column 'time' is Datetime\(.*UTC.*\) in .*a.parquet and Datetime\(.*b.parquet"
+    ):
+        prepared(tmp_path, {"kind": "table", "path": str(tmp_path / "*.parquet")})

@@ -309,6 +309,12 @@ class _Reader:
             )
             for name, paths in files.items()
         }
+        for key, column in config.columns.items():
+            if not any(column in names for names in self._headers.values()):
+                raise UserError(
+                    f"data.source.columns.{key}: none of the files has a column {column!r}; the impressions have "
+                    f"{', '.join(self._headers['impressions'])}"
+                )
 
     def _where(self, name: str) -> str:
         return f"data.source.{'events.' if name in self._config.events else ''}{name}"
