@@ -457,7 +457,7 @@ class _Build:
                 self._progress.say(f"{source}: {share} set aside in {self._folder / 'rejected'}: {told}")
         for source, count in self._log.duplicates.items():
             if count:
-                self._progress.say(f"{source}: {count:,} exact duplicates dropped")
+                self._progress.say(f"{source}: exact duplicates dropped: {count:,}")
         for event, missed in self._log.unattributed.items():
             if sum(missed.values()):
                 told = ", ".join(f"{reason} ({count:,})" for reason, count in missed.items() if count)
