@@ -48,7 +48,9 @@ app.add_typer(tracking_app, name="tracking")
 app.add_typer(config_app, name="config")
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's YAML.")]
-OptionalConfig = Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="The run's YAML.")]
+OptionalConfig = Annotated[
+    Path | None, typer.Argument(metavar="CONFIG", help="The run's YAML: its own model, instead of --model.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B.C=VALUE", help="Replace one field of the config; may be given several times."),
@@ -57,7 +59,9 @@ Output = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="Th
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove the run that is in the folder, and begin anew.")]
 Model = Annotated[
     str | None,
-    typer.Option("--model", metavar="PATH_OR_URI", help="A package's folder, or models:/NAME@ALIAS, models:/NAME/3."),
+    typer.Option(
+        "--model", metavar="PATH_OR_URI", help="A run's or a package's folder, or models:/NAME@ALIAS, models:/NAME/3."
+    ),
 ]
 TrackingUri = Annotated[
     str | None,
@@ -139,7 +143,11 @@ def predict(
     model: Model = None,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", metavar="FILE", help="Parquet or CSV, a glob, or several; by default CONFIG's test."),
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            help="Parquet or CSV: a path or a glob; may be given several times. By default CONFIG's test rows.",
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Where the predictions go, as Parquet.")

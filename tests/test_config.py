@@ -1,6 +1,7 @@
 """A config is one YAML: unknown fields find the nearest known one, overrides reach every field, errors are one line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ def test_the_configs_that_come_along_are_good_and_read_back_equal(path: Path, tm
     config = load_config(path)
     assert load_config(written(tmp_path, config.to_yaml())) == config
     assert load_config(written(tmp_path, config.to_yaml())).fingerprint() == config.fingerprint()
+
+
+def test_the_shop_of_the_readme_is_a_good_config() -> None:
+    found = re.search(r"```yaml\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    assert found is not None
+    config = parse_config(yaml.safe_load(found.group(1)))
+    assert [task.name for task in config.tasks] == ["click", "purchase"]
+    assert config.data.source.columns["user"] == "customer"  # type: ignore[attr-defined]
 
 
 def test_defaults_fill_in_and_the_folder_follows_the_name() -> None:
