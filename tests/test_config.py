@@ -153,7 +153,7 @@ def test_what_is_no_config_says_so(tmp_path: Path, text: str, message: str) -> N
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere.yaml: cannot read this config"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot read this config"):
         load_config(tmp_path / "nowhere.yaml")
 
 
