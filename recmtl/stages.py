@@ -440,6 +440,7 @@ def _register(job: _Job) -> None:
         job.say(f"not registered as {registry.model}: tracking.enabled is false")
         return
     job.folder.finish("register", _version_data(version))
+    job.folder.update_metrics({"seconds": job.folder.seconds})
 
 
 def _evaluate_other(

@@ -83,7 +83,7 @@ def attribute(
             .when(pl.col(ROW).is_null())
             .then(pl.lit(f"before any {after} of its key"))
             .when(pl.col(_EVENT_TIME) - pl.col(_START) > window)
-            .then(pl.lit(f"later after the {after} than the window"))
+            .then(pl.lit(f"outside the window after the {after}"))
         )
     )
     counts = matched.filter(pl.col("reason").is_not_null()).group_by("reason").len()

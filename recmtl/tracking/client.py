@@ -51,6 +51,8 @@ def connect(uri: str) -> Any:
         if "MLFLOW_LOGGING_LEVEL" not in os.environ:
             for logger in ("mlflow", "alembic"):
                 logging.getLogger(logger).setLevel(logging.WARNING)
+            # "Retrying (Retry(total=0, …" for a server that is away; our own warning says it once and in words.
+            logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         if uri.startswith("sqlite:"):
             _make_database(_database(uri))
         return MlflowClient(tracking_uri=uri, registry_uri=uri)

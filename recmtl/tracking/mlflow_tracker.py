@@ -129,6 +129,7 @@ class MlflowTracker:
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = False
+        self._told = False
         self._failure: str | None = None
 
     # What a run tells
@@ -196,6 +197,7 @@ class MlflowTracker:
         self._send(surface=True)
         state = self._sent.get(self.uri, self.experiment)
         if state["acknowledged"] < end:
+            self._told = True
             raise NotRegisteredError(
                 f"the model is trained but not registered: {self._failure}; everything is kept in "
                 f"{self.folder.parent}, and `recmtl tracking sync {self.folder.parent}` sends and registers it once "
@@ -251,7 +253,7 @@ class MlflowTracker:
         self._stop_thread()
         self._journal.sync()
         self._send()
-        if not self.delivered:
+        if not self.delivered and not self._told:
             self._progress.warn(
                 f"the run is tracked in {self.folder} alone, because {self._failure}; "
                 f"`recmtl tracking sync {self.folder.parent}` sends it later"

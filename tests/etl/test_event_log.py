@@ -126,7 +126,7 @@ def test_what_was_left_out_is_counted_and_kept(shop):
     assert log.rejected["rating"] == {"stars is missing": 1}
     assert log.unattributed["click"] == {
         "before any impression of its key": 1,
-        "later after the impression than the window": 1,
+        "outside the window after the impression": 1,
         "no impression of its key": 1,
     }
     quarantine = pl.concat(pl.read_parquet(path) for path in log.rejected_files)
@@ -246,7 +246,7 @@ def test_an_impression_id_joins_without_user_or_item_and_must_not_be_missing(tmp
     assert log.frame.collect()["click"].to_list() == [1, 0]
     assert log.rejected["impressions"] == {"impression_id is missing": 1}
     assert log.unattributed["click"] == {
-        "later after the impression than the window": 1,
+        "outside the window after the impression": 1,
         "no impression of its key": 1,
     }
 

@@ -51,7 +51,7 @@ def test_a_click_goes_to_the_latest_impression_of_its_user_and_item_at_or_before
 
 
 def test_the_window_includes_its_last_instant(tmp_path):
-    late = {"later after the impression than the window": 1}
+    late = {"outside the window after the impression": 1}
     assert clicked(tmp_path, [(0, 1, 7)], [(30, 1, 7)]) == ({0: (30, 1)}, {})
     assert clicked(tmp_path, [(0, 1, 7)], [(30 + 1e-6, 1, 7)]) == ({}, late)
 
@@ -63,7 +63,7 @@ def test_events_that_match_nothing_are_counted_by_reason(tmp_path):
     assert lost == {
         "before any impression of its key": 1,
         "no impression of its key": 2,
-        "later after the impression than the window": 1,
+        "outside the window after the impression": 1,
     }
 
 
@@ -80,7 +80,7 @@ def test_several_clicks_make_one_label_and_the_first_starts_the_next_window(tmp_
     events["purchase"] = [(2 + 7 * 1440, 1, 7)]  # Within 7 days of the second click, but not of the first.
     found, lost = labels_of(tmp_path, [(0, 1, 7)], events, follows)
     assert found["purchase"] == {}
-    assert lost["purchase"] == {"later after the click than the window": 1}
+    assert lost["purchase"] == {"outside the window after the click": 1}
 
 
 def test_a_purchase_goes_to_the_impression_of_the_latest_click_not_to_the_latest_impression(tmp_path):
@@ -107,7 +107,7 @@ def test_a_rating_follows_the_purchase_within_its_window_and_the_first_one_count
     }
     found, lost = labels_of(tmp_path, [(0, 1, 7)], events, follows)
     assert found["rating"] == {0: (400, 2.0)}
-    assert lost["rating"] == {"later after the purchase than the window": 1}
+    assert lost["rating"] == {"outside the window after the purchase": 1}
 
 
 def test_of_ratings_at_the_same_time_the_later_row_counts(tmp_path):
@@ -130,7 +130,7 @@ def test_a_request_id_and_item_are_the_join_whatever_was_shown_later(tmp_path):
     assert found["click"] == {0: (15, 1)}
     assert lost["click"] == {
         "no impression of its key": 1,
-        "later after the impression than the window": 1,
+        "outside the window after the impression": 1,
         "before any impression of its key": 1,
         "without request_id or item_id": 1,
     }
@@ -177,7 +177,7 @@ def by_hand(impressions, events, follows):
                         best[latest[3]] = (rank, latest[0], event, number)
                     continue
                 reason = f"no {after} of its key" if not same else f"before any {after} of its key"
-                reason = f"later after the {after} than the window" if before else reason
+                reason = f"outside the window after the {after}" if before else reason
             lost[reason] = lost.get(reason, 0) + 1
         firsts[name] = [(shown, event[0], number, row) for row, (_, shown, event, number) in best.items()]
         labels[name] = {row: (event[0], event[4] if value else 1) for row, (_, _, event, _) in sorted(best.items())}

@@ -266,7 +266,6 @@ def test_a_server_that_is_away_costs_a_warning_and_no_point(
 ) -> None:
     progress = Silent()
     package = sample.save(tmp_path / "run" / "package")
-    start = time.monotonic()
     away = make_tracker(f"http://127.0.0.1:{unused_port()}", progress=progress)
     for step in range(5):
         away.metrics({"loss": float(step)}, step)
@@ -274,10 +273,8 @@ def test_a_server_that_is_away_costs_a_warning_and_no_point(
     with pytest.raises(NotRegisteredError, match=rf"recmtl tracking sync {tmp_path / 'run'}"):
         away.register(package, "ranker", "challenger")
     away.finish()
-    assert time.monotonic() - start < 40
     assert next(warning.split(" (")[0] for warning in progress.warnings).startswith("the tracking store http://127")
-    assert len(progress.warnings) == 2  # at the start, and at the end
-    assert "recmtl tracking sync" in progress.warnings[1]
+    assert len(progress.warnings) == 1  # at the start; the error says the rest
     assert away.run_id is None
 
     with pytest.raises(NotRegisteredError, match="is still not sent"):
@@ -288,6 +285,14 @@ def test_a_server_that_is_away_costs_a_warning_and_no_point(
     with quietly():
         assert client.get_run(synced.run_id).info.status == "FINISHED"
     assert sync(tmp_path / "run", uri=uri, progress=progress) == synced
+
+
+def test_a_run_that_ends_unsent_says_what_sends_it(make_tracker: Make, tmp_path: Path) -> None:
+    progress = Silent()
+    away = make_tracker(f"http://127.0.0.1:{unused_port()}", progress=progress)
+    away.metrics({"loss": 1.0}, 1)
+    away.finish()
+    assert f"recmtl tracking sync {tmp_path / 'run'}" in progress.warnings[-1]
 
 
 def test_a_store_that_comes_back_gets_everything(make_tracker: Make, client: Any, uri: str, tmp_path: Path) -> None:
