@@ -20,6 +20,7 @@ import yaml
 
 from recmtl.manifest import file_hash
 
+REPOSITORY = Path(__file__).parents[2]
 FEATURES = [
     {"name": "user_id", "kind": "id", "embedding_dim": 8, "min_count": 3},
     {"name": "item_id", "kind": "id", "embedding_dim": 8},
@@ -150,6 +151,32 @@ assert "torchrec" not in sys.modules and "fbgemm_gpu" not in sys.modules
     assert own.height == other.height > 0
     for column in ("click", "purchase", "purchase_given_click", "rating"):
         assert float((own[column] - other[column]).abs().max()) <= 1e-6, column  # type: ignore[arg-type]
+
+
+def test_the_pipelines_do_the_same_for_a_scheduler(finished: Path, tmp_path: Path) -> None:
+    def pipeline(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        script = str(REPOSITORY / "pipelines" / f"{name}.py")
+        return subprocess.run(
+            [sys.executable, script, *arguments], cwd=finished, env=environment(), capture_output=True, text=True
+        )
+
+    trained = pipeline("batch_training", "small.yaml")
+    assert (trained.returncode, trained.stdout.strip()) == (0, "runs/small"), trained.stderr
+    package = str(finished / "runs" / "small" / "package")
+    evaluated = pipeline("offline_evaluation", "small.yaml", "--model", package)
+    assert evaluated.returncode == 0, evaluated.stderr
+    own, again = (
+        json.loads((finished / "runs" / name / "metrics.json").read_text())["test"]
+        for name in ("small", "small-evaluated")
+    )
+    assert own["click"] == pytest.approx(again["click"], abs=1e-6)
+    raw = sorted(str(path) for path in (finished / "prepared" / "raw" / "test").glob("*.parquet"))
+    scored = pipeline("batch_scoring", package, str(tmp_path / "scored"), *raw)
+    assert scored.returncode == 0, scored.stderr
+    assert pl.read_parquet(tmp_path / "scored" / "*.parquet").height == own["click"]["rows"]
+    missing = pipeline("batch_training", "nowhere.yaml")
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: nowhere.yaml")
 
 
 def points(folder: Path) -> list[tuple[str, int, float]]:
