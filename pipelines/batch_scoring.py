@@ -1,6 +1,6 @@
 """Score files of raw rows with a registered model, as a nightly job does.
 
-    python pipelines/batch_scoring.py MODEL OUTPUT INPUT [INPUT ...]
+python pipelines/batch_scoring.py MODEL OUTPUT INPUT [INPUT ...]
 """
 
 import sys
@@ -12,7 +12,9 @@ from recmtl.cli import exit_code_of
 from recmtl.progress import for_stream
 
 
-def batch_scoring(model: str, inputs: Sequence[str], output: Path | str, tracking_uri: str | None = None) -> Predictions:
+def batch_scoring(
+    model: str, inputs: Sequence[str], output: Path | str, tracking_uri: str | None = None
+) -> Predictions:
     """Score Parquet or CSV files and write Parquet: the keys and one column per task.
 
     Raises:

@@ -1,6 +1,6 @@
 """Evaluate a model on a config's test rows: its own run's, or any other package or registered version.
 
-    python pipelines/offline_evaluation.py CONFIG [--model PATH_OR_URI] [a.b.c=value ...]
+python pipelines/offline_evaluation.py CONFIG [--model PATH_OR_URI] [a.b.c=value ...]
 """
 
 import argparse
