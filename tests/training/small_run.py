@@ -180,9 +180,11 @@ def finish(folder: Path, out: Path, balancer: str, optimizer: str) -> None:
     )
     trained = small.train(folder, config, balancer=small.balancer(balancer))
     tensors = {name: tensor.contiguous() for name, tensor in trained.model.tensors().items()}
-    out.mkdir()
-    save_file(tensors, out / "weights")
-    (out / "history.json").write_text(json.dumps([trained.history, trained.best_epoch, trained.steps]))
+    made = out.with_name(f"{out.name}.making")  # renamed whole: a kill may come while it is written
+    made.mkdir(exist_ok=True)
+    save_file(tensors, made / "weights")
+    (made / "history.json").write_text(json.dumps([trained.history, trained.best_epoch, trained.steps]))
+    made.rename(out)
 
 
 def fork(folder: Path, out: Path, balancer: str, optimizer: str) -> int:
