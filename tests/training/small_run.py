@@ -199,6 +199,23 @@ def fork(folder: Path, out: Path, balancer: str, optimizer: str) -> int:
     return child
 
 
+def _stopped_while_saving(child: int, folder: Path) -> bool:
+    """Stop the process at a moment at which a checkpoint is half written; True when it ended before."""
+    while True:
+        if not any(folder.glob(".unfinished*")):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                return True
+            time.sleep(0.0005)
+            continue
+        os.kill(child, signal.SIGSTOP)
+        _, status = os.waitpid(child, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            return True
+        if any(folder.glob(".unfinished*")):
+            return False
+        os.kill(child, signal.SIGCONT)
+
+
 def main(work: Path, balancer: str, optimizer: str, kills: int, seed: int) -> None:
     """One run left alone, one killed again and again: ``alone/``, ``killed/``; prints where the kills found it."""
     started = time.monotonic()
@@ -211,9 +228,11 @@ def main(work: Path, balancer: str, optimizer: str, kills: int, seed: int) -> No
     while len(caught) < kills:
         child = fork(folder, work / "killed", balancer, optimizer)
         time.sleep(moments.uniform(0.05, 0.6) * whole)
-        while len(caught) % 2 and not any(folder.glob(".unfinished*")) and not (work / "killed").exists():
-            time.sleep(0.0005)  # every other time: until it is about to save
-        if os.waitpid(child, os.WNOHANG)[0]:
+        if len(caught) % 2:  # every other time: while it saves
+            ended = _stopped_while_saving(child, folder)
+        else:
+            ended = os.waitpid(child, os.WNOHANG)[0] != 0
+        if ended:
             break  # it was faster
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
