@@ -228,11 +228,8 @@ def main(work: Path, balancer: str, optimizer: str, kills: int, seed: int) -> No
     while len(caught) < kills:
         child = fork(folder, work / "killed", balancer, optimizer)
         time.sleep(moments.uniform(0.05, 0.6) * whole)
-        if len(caught) % 2:  # every other time: while it saves
-            ended = _stopped_while_saving(child, folder)
-        else:
-            ended = os.waitpid(child, os.WNOHANG)[0] != 0
-        if ended:
+        while_saving = len(caught) % 2 == 1
+        if _stopped_while_saving(child, folder) if while_saving else os.waitpid(child, os.WNOHANG)[0]:
             break  # it was faster
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
