@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the whole job was run once, without interruption."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "small.yaml").write_text(yaml.safe_dump(config()))
+    started = time.monotonic()
     done = recmtl(folder, "run", "small.yaml")
     assert done.returncode == 0, done.stderr
+    (folder / "seconds").write_text(str(time.monotonic() - started))
     (folder / "stdout").write_text(done.stdout)
     return folder
 
@@ -194,10 +197,11 @@ def points(folder: Path) -> list[tuple[str, int, float]]:
 def test_killed_at_random_moments_it_ends_the_same(finished: Path, tmp_path: Path, seed: int) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(config()))
     moments = random.Random(seed)
+    whole = float((finished / "seconds").read_text())
     killed = 0
-    for attempt in range(30):
-        # The first attempts die early (generating, preparing, training), the later ones in what is left.
-        patience = moments.uniform(2.0, 14.0) + attempt
+    for attempt in range(7):
+        # A killed attempt goes on where the last one was, so the later ones die in what comes after training.
+        patience = moments.uniform(0.15, 0.6) * whole if attempt < 6 else None
         with (tmp_path / "stderr").open("w") as stderr, process_of("run", "small.yaml", at=tmp_path, to=stderr) as job:
             try:
                 job.wait(timeout=patience)
