@@ -33,7 +33,8 @@ HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parents[1] / "pipelines" / "configs" / "kuairand.yaml"
 TARGETS = {"click": "click", "like": "like", "long_view": "long_view", "long_view_given_click": "long_view"}
 """Figure to the task that it measures; all are columns of the predictions."""
-REFERENCE = "DeepCTR-Torch MMoE"
+DEEPCTR: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "deepctr.yaml").read_text())
+REFERENCE = next(iter(DEEPCTR))
 
 
 def systems() -> dict[str, list[str] | None]:
@@ -57,7 +58,7 @@ def systems() -> dict[str, list[str] | None]:
         "recmtl MMoE": [],
         "recmtl shared-bottom": [f"model.tower={json.dumps(shared)}"],
         "recmtl MMoE, same inputs and tasks": matched,
-        REFERENCE: None,
+        **dict.fromkeys(DEEPCTR),
     }
 
 
@@ -74,7 +75,7 @@ def main() -> None:
                 continue
             print(f"{name}, seed {seed} …", flush=True)
             if overrides is None:
-                _train_deepctr(options, base, prepared.folder, cell, seed)
+                _train_deepctr(options, base, prepared.folder, cell, seed, DEEPCTR[name])
             else:
                 _train_recmtl(_config(options, [*overrides, f"training.seed={seed}"]), cell)
     if options.only is None:
@@ -128,8 +129,10 @@ def _aucs(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {target: figures[target]["auc"] for target in TARGETS}
 
 
-def _train_deepctr(options: argparse.Namespace, config: RunConfig, prepared: Path, cell: Path, seed: int) -> None:
-    """With the config's widths, loss weights, batch size, epochs and patience; its own settings stand in settings."""
+def _train_deepctr(
+    options: argparse.Namespace, config: RunConfig, prepared: Path, cell: Path, seed: int, own: Mapping[str, Any]
+) -> None:
+    """With the config's widths, loss weights, batch size, epochs and patience, and the settings of its ``own``."""
     tower, training = config.resolved()["model"]["tower"], config.resolved()["training"]
     weights = config.resolved()["balancing"]["weights"]
     arguments: dict[str, Any] = {
@@ -143,7 +146,7 @@ def _train_deepctr(options: argparse.Namespace, config: RunConfig, prepared: Pat
         "batch-size": training["batch_size"],
         "epochs": training["epochs"],
         "patience": training["early_stopping"]["patience"],
-        **yaml.safe_load((HERE / "deepctr.yaml").read_text()),
+        **own,
     }
     command = [str(options.deepctr_python), str(HERE / "deepctr_mmoe.py")]
     for key, value in arguments.items():
@@ -196,7 +199,7 @@ def measure(options: argparse.Namespace, names: list[str], prepared: Path, manif
         "rows": rows,
         "systems": found,
         "config": yaml.safe_load(CONFIG.read_text()),
-        "deepctr": yaml.safe_load((HERE / "deepctr.yaml").read_text()),
+        "deepctr": DEEPCTR,
         "versions": {name: version(name) for name in ("recmtl", "torch", "torchrec", "polars")},
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
     }
