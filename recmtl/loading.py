@@ -75,6 +75,9 @@ class Loader:
         verify: check every shard's hash first.
         encoder: score the split's rows with another model: its schema and statistics. Its features are encoded from
             the raw columns that validation and test keep; labels, masks and weights stay this dataset's.
+        rank: which part of every batch to yield, of ``world_size`` parts as even as they can be, the longer ones first.
+            The order and the batches do not depend on either; the last batch of an epoch may leave a rank no rows.
+        world_size: how many ranks share the batches.
 
     Raises:
         RunError: a shard is gone, damaged or not what the manifest says.
@@ -92,9 +95,13 @@ class Loader:
         prefetch: int = 4,
         verify: bool = False,
         encoder: tuple[Schema, Statistics] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not one of {world_size}")
         self.folder = folder
         self.manifest = manifest
         self.split = split
@@ -102,6 +109,8 @@ class Loader:
         self.shuffle_seed = shuffle_seed
         self.window_rows = window_rows
         self.prefetch = prefetch
+        self.rank = rank
+        self.world_size = world_size
         self.tasks = manifest.tasks_
         self.schema = manifest.schema_ if encoder is None else encoder[0]
         self._encoder = None if encoder is None else Encoder(*encoder)
@@ -113,7 +122,7 @@ class Loader:
             self._verify()
         self._groups = self._row_groups()
         self.rows = sum(group.rows for group in self._groups)
-        """Rows of an epoch."""
+        """Rows of an epoch, over all ranks."""
         self.batches = -(-self.rows // batch_size)
         """Batches of an epoch."""
 
@@ -137,7 +146,9 @@ class Loader:
     def _make(self, number: int, start: int) -> Iterator[Batch]:
         """Cut the epoch's order into batches, joining what a window's end leaves over to the next one's beginning."""
         skip = start * self.batch_size
-        left: _Rows | None = None
+        remaining = self.rows - skip  # rows of the epoch from the current batch on
+        have = 0  # rows of the current batch that lay in earlier windows, and those of them that are this rank's
+        parts: list[_Rows] = []
         for index, window in enumerate(self._windows(number)):
             size = sum(group.rows for group in window)
             if skip >= size:
@@ -149,16 +160,17 @@ class Loader:
                 order = _generator(self.shuffle_seed, number, 1 + index).permutation(size)
             position, skip = skip, 0
             while position < size:
-                wanted = self.batch_size - (0 if left is None else left.size)
-                end = min(position + wanted, size)
-                taken = rows.slice(position, end) if order is None else rows.take(order[position:end])
+                wanted = min(self.batch_size, remaining)
+                end = min(position + wanted - have, size)
+                first, last = _part(wanted, self.rank, self.world_size)
+                begin, stop = (min(max(position + edge - have, position), end) for edge in (first, last))
+                parts.append(rows.slice(begin, stop) if order is None else rows.take(order[begin:stop]))
+                have += end - position
                 position = end
-                left = taken if left is None else _Rows.concat((left, taken))
-                if left.size == self.batch_size:
-                    yield left.to_batch(self.schema)
-                    left = None
-        if left is not None:
-            yield left.to_batch(self.schema)
+                if have == wanted:
+                    yield _Rows.concat(parts).to_batch(self.schema)
+                    remaining -= wanted
+                    have, parts = 0, []
 
     def _windows(self, number: int) -> Iterator[list["_RowGroup"]]:
         order: Sequence[int] | Ints = range(len(self._groups))
@@ -249,6 +261,13 @@ class Loader:
                 f"{self.folder}: prepared anew, from other data or another config, since this run opened it; give each "
                 "config a `data.prepared` folder of its own and start again"
             )
+
+
+def _part(rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First row of a batch that is this rank's, and the row after its last, as ``numpy.array_split`` has them."""
+    each, more = divmod(rows, world_size)
+    first = rank * each + min(rank, more)
+    return first, first + each + (rank < more)
 
 
 class _RowGroup(NamedTuple):

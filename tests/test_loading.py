@@ -360,3 +360,30 @@ def test_another_model_scores_the_raw_rows(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="separator"):
         list(failing.epoch(0))
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(2, 10), (3, 10), (4, 51)])
+def test_the_ranks_share_every_batch_and_the_order_stays(
+    prepared: tuple[Path, Manifest], world_size: int, batch_size: int
+) -> None:
+    def rows(rank: int, world_size: int, start: int) -> list[list[int]]:
+        part = Loader(
+            *prepared,
+            "train",
+            batch_size=batch_size,
+            shuffle_seed=1,
+            window_rows=30,
+            rank=rank,
+            world_size=world_size,
+        )
+        batches = list(part.epoch(0, start))
+        assert all(batch.size == len(batch.row) for batch in batches)
+        return [batch.row.tolist() for batch in batches]
+
+    for start in (0, 2):
+        whole = rows(0, 1, start)
+        parts = [rows(rank, world_size, start) for rank in range(world_size)]
+        assert len(whole[-1]) == ROWS % batch_size
+        for number, batch in enumerate(whole):
+            expected = [part.tolist() for part in np.array_split(batch, world_size)]
+            assert [part[number] for part in parts] == expected

@@ -1,0 +1,8 @@
+"""Many ranks: the processes of one job, and how they are started. One process is the normal case and needs none of it.
+
+Importing this room imports torch.distributed; only training does.
+"""
+
+from recmtl.distributed.process_group import ensure_process_group
+
+__all__ = ["ensure_process_group"]

@@ -1,0 +1,90 @@
+"""The ranks that train together, as everything else sees them; one process is the normal case.
+
+In: tensors and small data of one rank. Out: the same of all ranks together. :data:`ONE` is the group of a single
+process: its sums are what they are given and it waits for nobody, so no caller asks whether there are others. The kind
+over several processes is :class:`recmtl.distributed.Ranks`.
+
+Every method is collective: each rank calls it, in the same order.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["ONE", "Group", "OneProcess"]
+
+Data = TypeVar("Data")
+
+
+class Group(Protocol):
+    """The ranks of one job."""
+
+    @property
+    def rank(self) -> int:
+        """This process's number, from 0. Rank 0 alone writes the run's folder and speaks to the user."""
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Elementwise sum over the ranks, same shape, dtype and device; detached, never the argument changed."""
+
+    def sum_with_gradient(self, tensor: Tensor) -> Tensor:
+        """The same within autograd: the gradient that arrives is summed over the ranks too."""
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the ranks, in one exchange per dtype; same shapes on every rank."""
+
+    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Rows of all ranks, those of rank 0 first: (N_r, …) of one dtype each to (ΣN_r, …), on every rank."""
+
+    def broadcast(self, data: Data) -> Data:
+        """Rank 0's data, which must be JSON, on every rank."""
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+
+    def rank_0_first(self) -> Any:
+        """Context: rank 0 goes through it alone, the others once it is out, however long that takes."""
+
+
+class OneProcess:
+    """The group of a single process."""
+
+    rank = 0
+    size = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The tensor itself, detached."""
+        return tensor.detach()
+
+    def sum_with_gradient(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Nothing: they are the sums."""
+
+    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """The rows themselves."""
+        return rows
+
+    def broadcast(self, data: Data) -> Data:
+        """The data itself."""
+        return data
+
+    def barrier(self) -> None:
+        """Nobody is waited for."""
+
+    @contextmanager
+    def rank_0_first(self) -> Iterator[None]:
+        """Nobody waits."""
+        yield
+
+
+ONE: Group = OneProcess()
+"""The group of a single process."""
