@@ -33,6 +33,13 @@ HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parents[1] / "pipelines" / "configs" / "kuairand.yaml"
 TARGETS = {"click": "click", "like": "like", "long_view": "long_view", "long_view_given_click": "long_view"}
 """Figure to the task that it measures; all are columns of the predictions."""
+HEADS = {
+    "click": "click",
+    "like": "is_like",
+    "long_view_given_click": "long_view, clicked rows",
+    "long_view": "long_view, all rows",
+}
+"""Figure to the head of its column."""
 DEEPCTR: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "deepctr.yaml").read_text())
 REFERENCE = next(iter(DEEPCTR))
 
@@ -66,18 +73,18 @@ def main() -> None:
     """Fill the cells, then measure them."""
     options = _options()
     plan = {name: overrides for name, overrides in systems().items() if options.only in (None, name)}
-    base = _config(options, [])
+    base = config_of(options, [])
     prepared = recmtl.prepare(base)
     for name, overrides in plan.items():
         for seed in options.seeds:
-            cell = _cell(options.output, name, seed)
+            cell = cell_of(options.output, name, seed)
             if (cell / "cell.json").exists():
                 continue
             print(f"{name}, seed {seed} …", flush=True)
             if overrides is None:
                 _train_deepctr(options, base, prepared.folder, cell, seed, DEEPCTR[name])
             else:
-                _train_recmtl(_config(options, [*overrides, f"training.seed={seed}"]), cell)
+                train_recmtl(config_of(options, [*overrides, f"training.seed={seed}"]), cell)
     if options.only is None:
         results = measure(options, list(plan), prepared.folder, prepared.manifest)
         (options.output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -96,16 +103,16 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _config(options: argparse.Namespace, overrides: list[str]) -> RunConfig:
+def config_of(options: argparse.Namespace, overrides: list[str]) -> RunConfig:
     fixed = [f"data.source.path={options.data}", "tracking.enabled=false", "registry=null"]
     return load_config(CONFIG, [*fixed, *overrides])
 
 
-def _cell(output: Path, name: str, seed: int) -> Path:
+def cell_of(output: Path, name: str, seed: int) -> Path:
     return output / name.lower().replace(",", "").replace(" ", "-") / f"seed-{seed}"
 
 
-def _train_recmtl(config: RunConfig, cell: Path) -> None:
+def train_recmtl(config: RunConfig, cell: Path) -> None:
     began = time.monotonic()
     result = recmtl.train(config, output=cell / "run")
     seconds = time.monotonic() - began
@@ -165,7 +172,7 @@ def measure(options: argparse.Namespace, names: list[str], prepared: Path, manif
     rows = {}
     for split in ("validation", "test"):
         truth = pl.concat([pl.read_parquet(prepared / shard.path) for shard in manifest.splits[split].shards])
-        samples = _samples(options, names, split, truth)
+        samples = samples_of(options, names, split, truth)
         _, clusters = clusters_of(truth["group"].to_numpy(), truth.height)
         rows[split] = {
             target: {"rows": len(sample.rows), "positives": int(sample.rows.label.sum())}
@@ -173,9 +180,7 @@ def measure(options: argparse.Namespace, names: list[str], prepared: Path, manif
         }
         for name in names:
             found[name][split] = {
-                target: _over_seeds(
-                    [METRICS["auc"].compute(samples[name, seed, target].rows) for seed in options.seeds]
-                )
+                target: over_seeds([METRICS["auc"].compute(samples[name, seed, target].rows) for seed in options.seeds])
                 for target in TARGETS
             }
         if split == "test" and REFERENCE in names:
@@ -191,7 +196,7 @@ def measure(options: argparse.Namespace, names: list[str], prepared: Path, manif
                         "interval": interval(np.mean(each, axis=0), 0.95),
                     }
     for name in names:
-        cells = [json.loads((_cell(options.output, name, seed) / "cell.json").read_text()) for seed in options.seeds]
+        cells = [json.loads((cell_of(options.output, name, seed) / "cell.json").read_text()) for seed in options.seeds]
         found[name] |= {key: [cell[key] for cell in cells] for key in ("best_epoch", "epochs", "seconds")}
     return {
         "data": manifest.fingerprint,
@@ -205,7 +210,7 @@ def measure(options: argparse.Namespace, names: list[str], prepared: Path, manif
     }
 
 
-def _samples(
+def samples_of(
     options: argparse.Namespace, names: list[str], split: str, truth: pl.DataFrame
 ) -> dict[tuple[str, int, str], Sample[tuple[str, int, str]]]:
     """(system, seed, target) to its predictions and labels, on the rows on which the target counts."""
@@ -214,7 +219,7 @@ def _samples(
     samples = {}
     for name in names:
         for seed in options.seeds:
-            predictions = pl.read_parquet(_cell(options.output, name, seed) / f"predictions-{split}.parquet")
+            predictions = pl.read_parquet(cell_of(options.output, name, seed) / f"predictions-{split}.parquet")
             joined = truth.select("row").join(predictions, on="row", how="left", maintain_order="left", validate="1:1")
             assert predictions.height == truth.height
             assert sum(joined.null_count().row(0)) == 0
@@ -227,7 +232,7 @@ def _samples(
     return samples
 
 
-def _over_seeds(values: list[float | None]) -> dict[str, Any]:
+def over_seeds(values: list[float | None]) -> dict[str, Any]:
     assert all(value is not None for value in values)
     defined = [value for value in values if value is not None]
     deviation = statistics.stdev(defined) if len(defined) > 1 else None
@@ -236,33 +241,27 @@ def _over_seeds(values: list[float | None]) -> dict[str, Any]:
 
 def as_markdown(results: Mapping[str, Any]) -> str:
     """The table of test AUCs, and under it the differences from the reference."""
-    heads = {
-        "click": "click",
-        "like": "is_like",
-        "long_view_given_click": "long_view, clicked rows",
-        "long_view": "long_view, all rows",
-    }
     lines = [
         f"Test AUC, mean ± standard deviation over {len(results['seeds'])} seeds:",
         "",
-        f"| | {' | '.join(heads.values())} |",
-        f"|---|{'---|' * len(heads)}",
+        f"| | {' | '.join(HEADS.values())} |",
+        f"|---|{'---|' * len(HEADS)}",
     ]
     for name, found in results["systems"].items():
-        cells = [f"{found['test'][t]['mean']:.4f} ± {found['test'][t]['std'] or 0:.4f}" for t in heads]
+        cells = [f"{found['test'][t]['mean']:.4f} ± {found['test'][t]['std'] or 0:.4f}" for t in HEADS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    counted = [f"{results['rows']['test'][t]['rows']:,} ({results['rows']['test'][t]['positives']:,})" for t in heads]
+    counted = [f"{results['rows']['test'][t]['rows']:,} ({results['rows']['test'][t]['positives']:,})" for t in HEADS]
     lines += [f"| rows (positive) | {' | '.join(counted)} |", ""]
     lines += [
         f"Above {REFERENCE}, with a 95 % interval of the bootstrap over users, paired, mean of the seeds:",
         "",
-        f"| | {' | '.join(heads.values())} |",
-        f"|---|{'---|' * len(heads)}",
+        f"| | {' | '.join(HEADS.values())} |",
+        f"|---|{'---|' * len(HEADS)}",
     ]
     for name, found in results["systems"].items():
         if name != REFERENCE:
             cells = []
-            for target in heads:
+            for target in HEADS:
                 above = found["test"][target]["above_reference"]
                 low, high = above["interval"]
                 cells.append(f"{above['mean']:+.4f} ({low:+.4f} to {high:+.4f})")
