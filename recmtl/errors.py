@@ -6,7 +6,7 @@ and what to do. Everything else that recmtl raises on purpose is a :class:`RunEr
 
 from typing import Any
 
-__all__ = ["NotRegisteredError", "RecmtlError", "RunError", "UserError"]
+__all__ = ["NotRegisteredError", "OtherRankError", "RankLostError", "RecmtlError", "RunError", "UserError"]
 
 
 class RecmtlError(Exception):
@@ -33,3 +33,22 @@ class NotRegisteredError(RecmtlError):
     exit_code = 3
     result: Any = None
     """What the run left, a :class:`recmtl.stages.RunResult`; None where no run was under way."""
+
+
+class RankLostError(RunError):
+    """A process of a job of many was lost without a word, and so the job. Exit code 75 (try again)."""
+
+    exit_code = 75
+
+
+class OtherRankError(RecmtlError):
+    """Another process of the job failed and has told the user why: this one ends as it did, and says nothing.
+
+    Args:
+        exit_code: of the process that failed; None: not known yet.
+    """
+
+    def __init__(self, exit_code: int | None = None) -> None:
+        super().__init__("another rank of this job failed")
+        if exit_code is not None:
+            self.exit_code = exit_code

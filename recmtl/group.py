@@ -8,13 +8,13 @@ Every method is collective: each rank calls it, in the same order.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["ONE", "Group", "OneProcess"]
+__all__ = ["ONE", "AcrossRanks", "Group", "OneProcess", "join"]
 
 Data = TypeVar("Data")
 
@@ -31,25 +31,28 @@ class Group(Protocol):
         """How many ranks there are."""
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Elementwise sum over the ranks, same shape, dtype and device; detached, never the argument changed."""
+        """Elementwise sum over the ranks: same shape, dtype and device, detached; the argument stays as it is."""
 
-    def sum_with_gradient(self, tensor: Tensor) -> Tensor:
-        """The same within autograd: the gradient that arrives is summed over the ranks too."""
+    def sums(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The same of several tensors, in one exchange for each dtype."""
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over the ranks, in one exchange per dtype; same shapes on every rank."""
+        """Replace each tensor by its sum over the ranks, in one exchange for each dtype."""
+
+    def sum_with_gradient(self, tensor: Tensor) -> Tensor:
+        """The sum within autograd: the gradients that the ranks have of it are summed on the way back."""
 
     def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Rows of all ranks, those of rank 0 first: (N_r, …) of one dtype each to (ΣN_r, …), on every rank."""
+        """The rows (N, …) of every rank, those of rank 0 first, on every rank: (ΣN, …). One dtype on all ranks."""
 
     def broadcast(self, data: Data) -> Data:
-        """Rank 0's data, which must be JSON, on every rank."""
+        """Rank 0's data, which must be JSON, on every rank; what the others give is ignored."""
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
 
-    def rank_0_first(self) -> Any:
-        """Context: rank 0 goes through it alone, the others once it is out, however long that takes."""
+    def rank_0_first(self) -> AbstractContextManager[None]:
+        """Rank 0 goes through the context alone, the others once it is out, however long that takes."""
 
 
 class OneProcess:
@@ -62,12 +65,16 @@ class OneProcess:
         """The tensor itself, detached."""
         return tensor.detach()
 
-    def sum_with_gradient(self, tensor: Tensor) -> Tensor:
-        """The tensor itself."""
-        return tensor
+    def sums(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors themselves, detached."""
+        return [tensor.detach() for tensor in tensors]
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Nothing: they are the sums."""
+
+    def sum_with_gradient(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
 
     def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
         """The rows themselves."""
@@ -88,3 +95,16 @@ class OneProcess:
 
 ONE: Group = OneProcess()
 """The group of a single process."""
+
+
+class AcrossRanks:
+    """A module whose ``forward``, in training, depends on the rows of all ranks; :func:`join` tells it of them."""
+
+    group: Group = ONE
+
+
+def join(model: nn.Module, group: Group) -> None:
+    """Tell every module that asks (:class:`AcrossRanks`) with whom it trains."""
+    for module in model.modules():
+        if isinstance(module, AcrossRanks):
+            module.group = group

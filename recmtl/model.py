@@ -119,12 +119,18 @@ class Model(nn.Module):
         """Column name (``Tasks.prediction_columns``) to (B,) float32: probabilities, expectations, label units."""
         return self.heads.predictions(output.logits)
 
-    def losses(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        """Task name to its loss: the mean over the rows observed in this batch (:mod:`recmtl.losses`)."""
+    def losses(self, output: Output, batch: Batch, rows: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Task name to its loss: the mean over the rows observed in this batch (:mod:`recmtl.losses`).
+
+        Args:
+            output: of this batch.
+            batch: with labels.
+            rows: task to the number of rows observed on all ranks, where the batch is one rank's part.
+        """
         scales = {
             name: (head.mean, head.std) for name, head in self.heads.by_task.items() if isinstance(head, RegressionHead)
         }
-        return task_losses(self.heads.outcomes(output.logits), batch, self._tasks, scales)
+        return task_losses(self.heads.outcomes(output.logits), batch, self._tasks, scales, rows)
 
     @property
     def tables(self) -> Tables:

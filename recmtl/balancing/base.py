@@ -25,8 +25,9 @@ class Balancer(Protocol):
         """The step's backward, exactly one through the tables.
 
         Args:
-            losses: task to scalar mean loss over its observed rows; 0, with a gradient of 0, where it has none.
-            auxiliary: name to scalar loss, already weighted; added unbalanced.
+            losses: task to scalar mean loss over its observed rows; 0, with a gradient of 0, where it has none. Where
+                ranks share the batch, this rank's part of it: the mean is the sum over ``cut.group``.
+            auxiliary: name to scalar loss, already weighted; added unbalanced. This rank's part, likewise.
             cut: where gradients are taken.
 
         Returns:

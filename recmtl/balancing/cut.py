@@ -5,6 +5,10 @@ need each task's own gradient therefore work at a cut: the pooled embeddings are
 gradient is taken for the leaf and the shared dense parameters, and what the balancer makes of them goes once through
 the embeddings. Balancers that only weigh losses take the plain path at no extra cost.
 
+Where ranks share a batch, a rank's losses are its parts of the means over all rows, so gradients are summed over the
+ranks: here where a balancer looks at them, and at the end by the trainer, which sums every dense ``.grad``. What a
+balancer knows alike on all ranks it therefore enters divided by their number. The rows of the leaf are each rank's own.
+
 Legend: B batch, D width of the pooled embeddings, T tasks.
 """
 
@@ -13,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from recmtl.group import ONE, Group
 
 __all__ = ["Cut", "TaskGradients", "weighted_backward"]
 
@@ -34,6 +40,8 @@ class Cut:
     learned_dim: int | None = None
     """How many leading columns depend on parameters; the rest are inputs, whose gradient trains nothing and so has no
     say in a conflict between tasks. None: all D."""
+    group: Group = ONE
+    """The ranks that share the batch."""
 
     def through_the_tables(self, gradient_BD: Tensor | None) -> None:
         """Send the gradient of ``leaf`` on through the tables: the step's only backward there.
@@ -64,6 +72,8 @@ def weighted_backward(
 class TaskGradients:
     """Every task's own gradient at the cut: T backwards through tower and heads, none through the tables.
 
+    What is held is this rank's part; the Gramian is of the whole.
+
     Args:
         losses: task to scalar loss, each the loss as it shall enter (importance weights multiplied in). A task whose
             loss reaches nothing has a gradient of zeros.
@@ -87,8 +97,9 @@ class TaskGradients:
     def gramian(self) -> Tensor:
         """(T, T) float64: inner products of the tasks' gradients over the leaf's learned columns and what is shared."""
         leaf_TBD, *shared = self.per_task
-        flat = [gradient.flatten(1) for gradient in (leaf_TBD[..., : self._cut.learned_dim], *shared)]
-        return torch.stack([(rows @ rows.T).double() for rows in flat]).sum(0)
+        group = self._cut.group
+        own_TT = _products(leaf_TBD[..., : self._cut.learned_dim])
+        return torch.stack([group.sum(own_TT), *map(_products, group.sums(shared))]).sum(0)
 
     def backward(self, weights_T: Tensor, auxiliary: Mapping[str, Tensor]) -> None:
         """Set ``.grad`` and step the fused tables.
@@ -110,6 +121,11 @@ class TaskGradients:
         for parameter, gradient in zip(targets[1:], combined[1:], strict=True):
             parameter.grad = _sum(parameter.grad, gradient)
         self._cut.through_the_tables(combined[0])
+
+
+def _products(gradient: Tensor) -> Tensor:
+    rows = gradient.flatten(1)
+    return (rows @ rows.T).double()
 
 
 def _gradients(loss: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:

@@ -52,20 +52,22 @@ class GradNorm(nn.Module):
     def backward(self, losses: Mapping[str, Tensor], auxiliary: Mapping[str, Tensor], cut: Cut) -> dict[str, Tensor]:
         """Backward of Σ weight·loss + Σ auxiliary; the weights' logits get the gradient of L_grad."""
         weights_T = len(self._tasks) * torch.softmax(self.logits, 0)
-        norms_T = torch.stack([self._norm(losses[task], cut) for task in self._tasks])
-        losses_T = torch.stack([losses[task].detach() for task in self._tasks]).float()
-        self._balance(weights_T, norms_T, losses_T).backward()  # type: ignore[no-untyped-call]
+        norms_T = self._norms([losses[task] for task in self._tasks], cut)
+        losses_T = cut.group.sum(torch.stack([losses[task] for task in self._tasks])).float()
+        (self._balance(weights_T, norms_T, losses_T) / cut.group.size).backward()  # type: ignore[no-untyped-call]
         weights = dict(zip(self._tasks, weights_T.detach().unbind(), strict=True))
         weighted_backward(losses, weights, auxiliary, cut)
         return weights
 
-    def _norm(self, loss: Tensor, cut: Cut) -> Tensor:
-        at = cut.last_shared or (cut.leaf,)
-        if not loss.requires_grad or not any(tensor.requires_grad for tensor in at):
-            return loss.new_zeros((), dtype=torch.float32)
-        gradients = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
-        norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
-        return torch.stack(norms).norm() if norms else loss.new_zeros((), dtype=torch.float32)
+    def _norms(self, losses: Sequence[Tensor], cut: Cut) -> Tensor:
+        """(T,) float32: norms of the gradients of the whole batch's losses."""
+        gradients = [_gradients(loss, cut.last_shared or (cut.leaf,)) for loss in losses]
+        if cut.last_shared:  # every rank has a part of each gradient; of a leaf, rows of its own
+            found = iter(cut.group.sums([gradient for of_task in gradients for gradient in of_task]))
+            gradients = [[next(found) for _ in of_task] for of_task in gradients]
+        none = torch.zeros((), device=losses[0].device)
+        squares_T = torch.stack([sum((g.float().square().sum() for g in of_task), none) for of_task in gradients])
+        return (squares_T if cut.last_shared else cut.group.sum(squares_T)).sqrt()
 
     def _balance(self, weights_T: Tensor, norms_T: Tensor, losses_T: Tensor) -> Tensor:
         present_T = losses_T != 0
@@ -82,3 +84,11 @@ class GradNorm(nn.Module):
 
     def end_epoch(self, mean_losses: Mapping[str, float]) -> None:
         """The weights learn by step, not by epoch."""
+
+
+def _gradients(loss: Tensor, at: tuple[Tensor, ...]) -> list[Tensor]:
+    """The loss's gradients at those tensors that it reaches."""
+    if not loss.requires_grad or not any(tensor.requires_grad for tensor in at):
+        return []
+    gradients = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
+    return [gradient for gradient in gradients if gradient is not None]

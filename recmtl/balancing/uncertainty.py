@@ -47,7 +47,9 @@ class Uncertainty(nn.Module):
         log_variances = dict(zip(self._tasks, self.log_variances.unbind(), strict=True))
         weights = {task: torch.exp(-log_variances[task]) for task in losses}
         # A loss of exactly 0 is that of a task without an observed row; its s/2 alone would drive the weight up.
-        halves = {f"s/{task}": log_variances[task] / 2 * (loss.detach() != 0) for task, loss in losses.items()}
+        present_T = cut.group.sum(torch.stack(list(losses.values()))) != 0
+        shares = {task: present / (2 * cut.group.size) for task, present in zip(losses, present_T, strict=True)}
+        halves = {f"s/{task}": log_variances[task] * share for task, share in shares.items()}
         weighted_backward(losses, weights, {**auxiliary, **halves}, cut)
         return {task: weight.detach() for task, weight in weights.items()}
 

@@ -3,6 +3,6 @@
 Importing this room imports torch.distributed; only training does.
 """
 
-from recmtl.distributed.process_group import ensure_process_group
+from recmtl.distributed.process_group import Ranks, check_device, ensure_process_group, joined
 
-__all__ = ["ensure_process_group"]
+__all__ = ["Ranks", "check_device", "ensure_process_group", "joined"]

@@ -15,6 +15,8 @@ The auxiliary losses, while training alone, over all rows of the batch whether o
 * orthogonality: ‖S_tᵀ P_t / B‖²_F, mean over tasks (eq. 9), the rows of S and P scaled to length 1, so that it lies in
   [0, 1] whatever the batch.
 
+Where ranks share a batch both are of all its rows, and each rank has its part of them, as of every loss.
+
 In: x_BD. Out: h_BH per task. Dimensions: B batch, D input width, E shared experts, S width of the shared and of a
 private representation, T tasks, H hidden width.
 """
@@ -27,6 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recmtl.group import ONE, AcrossRanks, Group
 from recmtl.modules import ByName, linear
 from recmtl.settings import Settings
 from recmtl.towers.base import TowerOutput
@@ -60,7 +63,7 @@ class AdversarialConfig(Settings):
     """Share of units dropped after every ReLU while training."""
 
 
-class Adversarial(nn.Module):
+class Adversarial(nn.Module, AcrossRanks):
     """See the file's head."""
 
     def __init__(
@@ -96,21 +99,23 @@ class Adversarial(nn.Module):
         }
         if not self.training:
             return TowerOutput(hidden)
+        rows = self.group.sum(torch.tensor(len(x_BD), device=x_BD.device))
         return TowerOutput(
             hidden,
             {
-                "adversarial": self._config.adversarial_weight * self._discriminate(shared_TBS),
-                "orthogonality": self._config.orthogonality_weight * _overlap(shared_TBS, private_TBS),
+                "adversarial": self._config.adversarial_weight * self._discriminate(shared_TBS, rows),
+                "orthogonality": self._config.orthogonality_weight
+                * _overlap(shared_TBS, private_TBS, rows, self.group),
             },
         )
 
-    def _discriminate(self, shared_TBS: Tensor) -> Tensor:
+    def _discriminate(self, shared_TBS: Tensor, rows: Tensor) -> Tensor:
         """Cross-entropy, in nats, of guessing the task from its shared representation; ln T is chance."""
         tasks, batch, _ = shared_TBS.shape
         reversed_TBS = reverse_gradient(shared_TBS, self._config.reversal_strength)
         logits_NT = self.guess(self.discriminator(reversed_TBS.flatten(0, 1))).float()
         task_N = torch.arange(tasks, device=logits_NT.device).repeat_interleave(batch)
-        return F.cross_entropy(logits_NT, task_N)
+        return F.cross_entropy(logits_NT, task_N, reduction="sum") / (tasks * rows)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """The shared experts. (Each task reads a slice of its own of the gates and of the private experts.)"""
@@ -121,13 +126,16 @@ class Adversarial(nn.Module):
         return self.shared_experts.last_layer()
 
 
-def _overlap(shared_TBS: Tensor, private_TBS: Tensor) -> Tensor:
-    """‖Sᵀ P / B‖²_F with rows of length 1, mean over tasks: 0 when orthogonal, at most 1."""
+def _overlap(shared_TBS: Tensor, private_TBS: Tensor, rows: Tensor | int, group: Group = ONE) -> Tensor:
+    """‖Sᵀ P / B‖²_F with rows of length 1, mean over tasks: 0 when orthogonal, at most 1.
+
+    It is no sum over rows, so the ranks sum SᵀP, and each has an equal share of what comes of it.
+    """
     with torch.autocast(shared_TBS.device.type, enabled=False):
         shared = F.normalize(shared_TBS.float(), dim=-1)
         private = F.normalize(private_TBS.float(), dim=-1)
-        common_TSS = shared.transpose(1, 2) @ private / shared.shape[1]
-        return common_TSS.square().sum(dim=(1, 2)).mean()
+        common_TSS = group.sum_with_gradient(shared.transpose(1, 2) @ private) / rows
+        return common_TSS.square().sum(dim=(1, 2)).mean() / group.size
 
 
 def build_adversarial(

@@ -16,9 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recmtl.group import AcrossRanks
 from recmtl.modules import linear, uniform
 
 __all__ = ["MLP", "BatchNorm", "ExpertBank", "Gate", "LayerNorm", "NormKind", "Width", "make_norm", "reverse_gradient"]
+
+_EPS = 1e-5  # as torch's batch normalisation has it
 
 NormKind = Literal["none", "layer", "batch"]
 Width = Annotated[int, Field(ge=1)]
@@ -138,10 +141,11 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, x.shape[-1:]) * self.scale + self.shift
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(nn.Module, AcrossRanks):
     """Batch normalisation (Ioffe and Szegedy 2015) per unit, and per expert where there are experts.
 
-    A batch of one has no variance: it is normalised by the running statistics and leaves them as they are.
+    A batch of one has no variance: it is normalised by the running statistics and leaves them as they are. Where ranks
+    share a batch, the statistics are those of all its rows.
     """
 
     running_mean: Tensor
@@ -166,10 +170,27 @@ class BatchNorm(nn.Module):
         return self._normalise(x_BU).reshape(batch, experts, width).transpose(0, 1)
 
     def _normalise(self, x_BU: Tensor) -> Tensor:
+        if self.training and self.group.size > 1:
+            return self._normalise_together(x_BU)
         learn = self.training and x_BU.shape[0] > 1
         return F.batch_norm(
             x_BU, self.running_mean, self.running_variance, self.scale, self.shift, learn, self.MOMENTUM
         )
+
+    def _normalise_together(self, x_BU: Tensor) -> Tensor:
+        x = x_BU.float()
+        sums = self.group.sum_with_gradient(torch.cat([x.sum(0), x.new_tensor([float(len(x))])]))
+        rows, mean_U = sums[-1].detach(), sums[:-1] / sums[-1].detach()
+        variance_U = self.group.sum_with_gradient((x - mean_U).square().sum(0)) / rows
+        with torch.no_grad():  # a batch of one row in all leaves the running statistics as they are
+            learns = self.MOMENTUM * (rows > 1)
+            self.running_mean += learns * (mean_U - self.running_mean)
+            unbiased_U = variance_U * rows / (rows - 1).clamp(min=1)
+            self.running_variance += learns * (unbiased_U - self.running_variance)
+            alone = rows <= 1
+        mean_U = torch.where(alone, self.running_mean, mean_U)
+        variance_U = torch.where(alone, self.running_variance, variance_U)
+        return (x - mean_U) * torch.rsqrt(variance_U + _EPS) * self.scale + self.shift
 
 
 def make_norm(kind: NormKind, width: int, num_experts: int | None = None) -> nn.Module:

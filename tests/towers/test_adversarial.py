@@ -74,10 +74,10 @@ def test_the_gradient_is_reversed_below_the_discriminator_and_not_in_it():
 
 def test_orthogonality_by_hand():
     shared = torch.tensor([[[1.0, 0.0], [2.0, 0.0]]])
-    assert _overlap(shared, torch.tensor([[[3.0, 0.0], [1.0, 0.0]]])) == 1.0  # the same direction on every row
+    assert _overlap(shared, torch.tensor([[[3.0, 0.0], [1.0, 0.0]]]), 2) == 1.0  # the same direction on every row
     # rows (1,0)·(1,0)ᵀ and (1,0)·(0,1)ᵀ, mean [[.5, .5], [0, 0]], squared norm .5
-    assert _overlap(shared, torch.tensor([[[3.0, 0.0], [0.0, 1.0]]])) == 0.5
-    assert _overlap(shared, torch.zeros(1, 2, 2)) == 0.0
+    assert _overlap(shared, torch.tensor([[[3.0, 0.0], [0.0, 1.0]]]), 2) == 0.5
+    assert _overlap(shared, torch.zeros(1, 2, 2), 2) == 0.0
 
 
 def test_a_weight_scales_its_loss():
