@@ -6,6 +6,10 @@ tower or which balancer it has.
 Killed at any moment and started again, it ends at the same weights, bit for bit on a CPU, as if never killed: a step
 depends on the checkpoint, on the loader's position and on randomness that is drawn from the seed and the step alone.
 
+Several ranks run this same loop, each on its part of every batch. A rank's losses are its parts of the means over the
+whole batch, so what the ranks have of a gradient is summed, never averaged; the dense parameters, which every rank
+holds, then take the same step everywhere.
+
 Legend: B batch, D width of the model's input, T tasks.
 """
 
@@ -18,12 +22,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recmtl.balancing import Balancer, Cut
 from recmtl.batch import Batch
 from recmtl.errors import RunError, UserError
+from recmtl.group import ONE, Group, join
 from recmtl.metrics import METRICS
 from recmtl.model import Model
 from recmtl.progress import Bar, Progress
@@ -42,7 +48,9 @@ class Batches(Protocol):
     """What the trainer asks of a loader."""
 
     rows: int
+    """Of an epoch, over all ranks."""
     batches: int
+    """Of an epoch; every rank has a part of each, perhaps one of no rows."""
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """Epoch ``number`` from batch ``start`` on: the same batches however often it is asked."""
@@ -91,19 +99,22 @@ def train(
     validate: Callable[[Model], Metrics],
     progress: Progress,
     identity: str,
+    group: Group = ONE,
 ) -> Trained:
     """Train to the end, from the newest checkpoint if there is one; a finished run is only loaded.
 
     Args:
         model: its tables made by :func:`recmtl.training.make_tables` from ``config.sparse``, at its initial values.
         balancer: made for the model's tasks.
-        loader: the training split.
+        loader: the training split; of several ranks, this one's part of it.
         config: how.
         folder: where the checkpoints are kept; nothing else writes there.
         tracker: is told of losses, weights, rates and metrics.
-        validate: the model, in evaluation mode, to its validation metrics; called after every epoch.
+        validate: the model, in evaluation mode, to its validation metrics, the same on every rank; called after every
+            epoch.
         progress: shows rows per second, the time left and the loss.
         identity: of config and data: a checkpoint with another one is refused.
+        group: the ranks that train together; all call this, and rank 0's clock and disk decide.
 
     Raises:
         UserError: a monitored metric that validation does not have; checkpoints of another run.
@@ -112,7 +123,7 @@ def train(
     if loader.batches == 0:
         raise UserError("training: the training split has no rows; see the manifest's rejected and masked counts")
     checkpoints = Checkpoints(folder, keep=config.checkpoint.keep, identity=identity, progress=progress)
-    trainer = _Trainer(model, balancer, loader, config, checkpoints, tracker, validate, progress)
+    trainer = _Trainer(model, balancer, loader, config, checkpoints, tracker, validate, progress, group)
     devices = [trainer.device] if trainer.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         return trainer.run()
@@ -149,15 +160,18 @@ class _Trainer:
         tracker: TrackerLike,
         validate: Callable[[Model], Metrics],
         progress: Progress,
+        group: Group,
     ) -> None:
-        # Where and how
+        # Where, how and with whom
         self.config = config
+        self.group = group
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         self.steps = config.epochs * loader.batches
 
         # What is trained
         self.model = model.to(self.device)
+        join(self.model, group)
         self.tasks = tuple(task for task, _ in model.heads.by_task.items())
         self.balancer = balancer
         self.balancer.to(self.device)
@@ -181,12 +195,13 @@ class _Trainer:
         # Where it stands: this much is in a checkpoint
         self.position = _Position()
         self.sums = torch.zeros(2, len(self.tasks), dtype=torch.float64, device=self.device)
-        """(2, T): this epoch's summed losses of observed rows, and their number."""
+        """(2, T): this epoch's summed losses of observed rows, and their number; of this rank's rows."""
         self.logged = torch.zeros_like(self.sums)
         """The same as of the last point of the training curves."""
 
         # Of this process alone
-        self.health = _Health(self.device)
+        self.health = _Health(self.device, group)
+        self.looks_at_clock = 1 if group.size == 1 else _LOOKS_AT_CLOCK
         self.rates: dict[str, float] = {}
         self.rows = self.rows_logged = 0
         self.clock = self.saved_at = self.logged_at = time.monotonic()
@@ -214,18 +229,19 @@ class _Trainer:
     def train_step(self, batch: Batch, bar: Bar) -> None:
         """One batch: one backward, one step of every optimiser."""
         self._begin_step()
+        own_T, rows_T = self._observed(batch)
         try:
-            x_BD, leaf_BD, losses, auxiliary = self._forward(batch)
+            x_BD, leaf_BD, losses, auxiliary = self._forward(batch, rows_T)
             self.health.see({**losses, **auxiliary})
             weights = self.balancer.backward(losses, auxiliary, self._cut(x_BD, leaf_BD))
+            self._sum_gradients()
             gradient_norm = self._clip()
-            self.health.see({_DENSE: gradient_norm})
+            self.health.see({_DENSE: gradient_norm}, alike=True)
         except _NotFiniteError as error:
             self._stop(error, batch)
         self.sparse.step()
         self.dense.step()
-        self._count(batch, losses)
-        bar.advance(batch.size)
+        bar.advance(self._count(losses, own_T, rows_T))
         if self.position.step % self.config.log_every == 0:
             self._log(weights, gradient_norm, bar)
         if self._save_is_due():
@@ -235,7 +251,7 @@ class _Trainer:
         """Tell the balancer, validate, decide whether to go on, save."""
         position = self.position
         self._check_health()
-        mean_losses = self._means(self.sums)
+        mean_losses = self._means(self.group.sum(self.sums))
         self.balancer.end_epoch(mean_losses)
         self.model.eval()
         metrics = {task: dict(values) for task, values in self.validate(self.model).items()}
@@ -263,7 +279,10 @@ class _Trainer:
         now = time.monotonic()
         self.position.seconds += now - self.clock
         self.clock = now
-        self.checkpoints.save(self.position.step, self._tensors(), vars(self.position))
+        self.sums, self.logged = self._at_rank_0(self.sums), self._at_rank_0(self.logged)
+        tensors = self._tensors()
+        if self.group.rank == 0:
+            self.checkpoints.save(self.position.step, tensors, vars(self.position))
         self.saved_at = time.monotonic()
 
     # One step, in parts
@@ -281,7 +300,12 @@ class _Trainer:
         self.sparse.zero_grad()
         self.dense.zero_grad()
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    def _observed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(T,) each: in how many rows of this rank, and of all, each task is observed."""
+        own_T = torch.stack([batch.observed[task].sum() for task in self.tasks])
+        return own_T, self.group.sum(own_T)
+
+    def _forward(self, batch: Batch, rows_T: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """The input before and after the cut, the tasks' losses, the tower's own."""
         with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             x_BD = self.model.embed(batch)
@@ -289,7 +313,7 @@ class _Trainer:
                 x_BD.register_hook(self._see_embedded)  # type: ignore[no-untyped-call]
             leaf_BD = x_BD.detach().requires_grad_() if self.balancer.at_cut else x_BD
             output = self.model.decide(leaf_BD)
-            losses = self.model.losses(output, batch)
+            losses = self.model.losses(output, batch, dict(zip(self.tasks, rows_T.unbind(), strict=True)))
         return x_BD, leaf_BD, losses, output.auxiliary
 
     def _see_embedded(self, gradient_BD: Tensor) -> None:
@@ -297,7 +321,12 @@ class _Trainer:
 
     def _cut(self, x_BD: Tensor, leaf_BD: Tensor) -> Cut:
         learned = self.model.features.learned_dim
-        return Cut(x_BD, leaf_BD, self.shared, self.specific, self.last_shared, learned)
+        return Cut(x_BD, leaf_BD, self.shared, self.specific, self.last_shared, learned, self.group)
+
+    def _sum_gradients(self) -> None:
+        """Of all that every rank holds alike: dense parameters, a balancer's own, plain tables."""
+        parameters = (*self.model.parameters(), *self.balancer.parameters())
+        self.group.sum_([parameter.grad for parameter in parameters if parameter.grad is not None])
 
     def _clip(self) -> Tensor:
         """The dense gradient's norm, before it is clipped."""
@@ -307,22 +336,29 @@ class _Trainer:
             torch.nn.utils.clip_grads_with_norm_(self.dense.clipped, self.config.clip_norm, norm)
         return norm
 
-    def _count(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
-        observed_T = torch.stack([batch.observed[task].sum() for task in self.tasks]).double()
+    def _count(self, losses: Mapping[str, Tensor], own_T: Tensor, rows_T: Tensor) -> int:
+        """Add up what this step did; the rows of its batch, over all ranks."""
         losses_T = torch.stack([losses[task].detach() for task in self.tasks]).double()
-        self.sums = self.sums + torch.stack([losses_T * observed_T, observed_T])
+        self.sums = self.sums + torch.stack([losses_T * rows_T, own_T])
+        before = self.position.batch * self.config.batch_size
+        rows = min(self.config.batch_size, self.loader.rows - before)
         self.position.batch += 1
         self.position.step += 1
-        self.rows += batch.size
+        self.rows += rows
+        return rows
 
     def _save_is_due(self) -> bool:
         when = self.config.checkpoint
-        by_step = when.every_steps is not None and self.position.step % when.every_steps == 0
-        return by_step or (when.every_seconds is not None and time.monotonic() - self.saved_at >= when.every_seconds)
+        if when.every_steps is not None and self.position.step % when.every_steps == 0:
+            return True
+        if when.every_seconds is None or self.position.step % self.looks_at_clock:
+            return False
+        return self.group.broadcast(time.monotonic() - self.saved_at >= when.every_seconds)
 
     def _seed(self, step: int) -> None:
-        """Dropout draws from torch's global generators; :func:`train` borrows them."""
-        digest = hashlib.blake2b(f"{self.config.seed} {step}".encode(), digest_size=8).digest()
+        """Dropout draws from torch's global generators, which :func:`train` borrows: on every rank something else."""
+        whose = f" {self.group.rank}" if self.group.rank else ""
+        digest = hashlib.blake2b(f"{self.config.seed} {step}{whose}".encode(), digest_size=8).digest()
         seed = int.from_bytes(digest, "big") >> 1
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -367,19 +403,21 @@ class _Trainer:
     def _blame(self, batch: Batch) -> list[str]:
         """The losses whose own gradient is not finite: the step again, a backward for each."""
         self._seed(self.position.step)
+        _, rows_T = self._observed(batch)
         with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             x_BD = self.model.embed(batch).detach().requires_grad_()
             output = self.model.decide(x_BD)
-            losses = {**self.model.losses(output, batch), **output.auxiliary}
+            rows = dict(zip(self.tasks, rows_T.unbind(), strict=True))
+            losses = {**self.model.losses(output, batch, rows), **output.auxiliary}
         targets = (x_BD, *self.shared, *self.specific)
-        guilty = []
-        for name, loss in losses.items():
+        guilty = torch.zeros(len(losses))
+        for position, loss in enumerate(losses.values()):
             if not loss.requires_grad:
                 continue
             gradients = torch.autograd.grad(loss, targets, retain_graph=True, allow_unused=True)
-            if not all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None):
-                guilty.append(name)
-        return guilty
+            finite = all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+            guilty[position] = float(not finite)
+        return [name for name, count in zip(losses, self.group.sum(guilty).tolist(), strict=True) if count]
 
     # What is told
 
@@ -394,7 +432,7 @@ class _Trainer:
     def _log(self, weights: Mapping[str, Tensor], gradient_norm: Tensor, bar: Bar) -> None:
         """A point of the training curves: mean losses since the last one, weights, rates, speed."""
         self._check_health()
-        losses = self._means(self.sums - self.logged)
+        losses = self._means(self.group.sum(self.sums - self.logged))
         self.logged = self.sums.clone()
         now = time.monotonic()
         values = {f"train/loss/{task}": loss for task, loss in losses.items() if not math.isnan(loss)}
@@ -439,7 +477,9 @@ class _Trainer:
         score = monitored_score(stopping, metrics)
         if position.best_score is None or score > position.best_score + stopping.min_delta:
             position.best_score, position.best_epoch, position.epochs_since_best = score, position.epoch, 0
-            position.best = self.checkpoints.save_best(position.step, self.model.tensors())
+            tensors = self.model.tensors()
+            name = self.checkpoints.save_best(position.step, tensors) if self.group.rank == 0 else None
+            position.best = self.group.broadcast(name)
         else:
             position.epochs_since_best += 1
         position.finished = position.finished or position.epochs_since_best >= stopping.patience
@@ -463,6 +503,11 @@ class _Trainer:
 
     # What is saved
 
+    def _at_rank_0(self, sums: Tensor) -> Tensor:
+        """Running sums of all ranks on rank 0, zeros on the others: a checkpoint's at any number of ranks."""
+        total = self.group.sum(sums)
+        return total if self.group.rank == 0 else torch.zeros_like(total)
+
     def _tensors(self) -> dict[str, Tensor]:
         return {
             **{f"model/{name}": tensor for name, tensor in self.model.tensors().items()},
@@ -482,8 +527,9 @@ class _Trainer:
         self.sparse.load_state(parts.get("sparse", {}))
         self.dense.load_state(parts.get("dense", {}))
         self.balancer.load_state_dict(parts.get("balancer", {}))
-        self.sums = parts["running"]["sums"].to(self.device)
-        self.logged = parts["running"]["logged"].to(self.device)
+        mine = float(self.group.rank == 0)
+        self.sums = parts["running"]["sums"].to(self.device) * mine
+        self.logged = parts["running"]["logged"].to(self.device) * mine
         known = {entry.name for entry in fields(_Position)}
         self.position = _Position(**{key: value for key, value in checkpoint.state.items() if key in known})
         if self.position.finished:
@@ -520,6 +566,8 @@ def monitored_score(config: EarlyStoppingConfig, metrics: Metrics) -> float:
     return score
 
 
+_LOOKS_AT_CLOCK = 16
+"""Steps between two looks at rank 0's clock by all ranks, each an exchange."""
 _DENSE = "the dense parameters"
 _EMBEDDED = "the embeddings"
 _SHOWN = ("auc", "rmse", "log_loss")
@@ -536,11 +584,15 @@ class _NotFiniteError(Exception):
 class _Health:
     """Watches for values that are not finite: at once on a CPU; on a GPU noted there, and read back when asked.
 
+    What one rank sees all ranks learn, so that all stop at the same place for the same reason.
+
     Args:
         device: where the values are.
+        group: who looks.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, group: Group = ONE) -> None:
+        self._group = group
         self._at_once = device.type == "cpu"
         self._step = 0
         self._values: dict[str, Tensor] = {}
@@ -554,8 +606,12 @@ class _Health:
             self._note()
         self._step = step
 
-    def see(self, values: Mapping[str, Tensor]) -> None:
+    def see(self, values: Mapping[str, Tensor], *, alike: bool = False) -> None:
         """Look at scalars.
+
+        Args:
+            values: by name; the same names on every rank.
+            alike: they are the same on every rank.
 
         Raises:
             _NotFiniteError: on a CPU, one of them is not finite.
@@ -563,7 +619,10 @@ class _Health:
         if not self._at_once:
             self._values.update({name: value.detach() for name, value in values.items()})
             return
-        bad = [name for name, value in values.items() if not math.isfinite(value.item())]
+        whole = torch.stack([value.detach() for value in values.values()])
+        if not alike:
+            whole = self._group.sum(whole)  # a sum with a value that is not finite is not finite either
+        bad = [name for name, value in zip(values, whole.tolist(), strict=True) if not math.isfinite(value)]
         if bad:
             raise _NotFiniteError(bad, self._step)
 
@@ -577,10 +636,14 @@ class _Health:
             self._note()
         if self._noted is None:
             return
-        step, *values = self._noted.tolist()
-        bad = [name for name, value in zip(self._names, values, strict=True) if not math.isfinite(value)]
-        if bad:
-            raise _NotFiniteError(bad, int(step))
+        notes = self._group.gather(self._noted.cpu().numpy()[None])
+        bad = notes[~np.isfinite(notes).all(axis=1)]
+        if len(bad):
+            first = bad[bad[:, 0] == bad[:, 0].min()]
+            wrong = ~np.isfinite(first[:, 1:]).all(axis=0)
+            raise _NotFiniteError(
+                [name for name, is_wrong in zip(self._names, wrong, strict=True) if is_wrong], int(first[0, 0])
+            )
 
     def _note(self) -> None:
         self._names = tuple(self._values)

@@ -335,8 +335,8 @@ def not_finite_gradient(model, task, where):
     """Make one task's gradient NaN at the tower's input or at its head, with a loss that is finite."""
     losses = model.losses
 
-    def with_a_trap(output, batch):
-        found = losses(output, batch)
+    def with_a_trap(output, batch, rows=None):
+        found = losses(output, batch, rows)
         head = next(iter(model.heads.by_task[task].parameters()))
         source = head if where == "head" else output.logits[task]
         return {**found, task: found[task] + torch.sqrt(source * 0.0).sum()}
