@@ -1,7 +1,7 @@
 """The command line: one function a verb, each a thin caller of :mod:`recmtl.stages`.
 
 Results go to standard output, progress and warnings to standard error. Exit codes: 0 done; 1 the run failed; 2 the
-user's config, arguments or data; 3 trained but not registered.
+user's config, arguments or data; 3 trained but not registered, or, of ``plan``, it does not fit.
 """
 
 import json
@@ -35,8 +35,8 @@ _INTERRUPTED = 130
 app = typer.Typer(
     name="recmtl",
     help="Train one recommender for several objectives at once: event logs in, a registered model out.",
-    epilog="Exit codes: 0 done, 1 the run failed, 2 config, arguments or data, 3 trained but not registered. "
-    "--debug, anywhere, shows the traceback of an error.",
+    epilog="Exit codes: 0 done, 1 the run failed, 2 config, arguments or data, 3 trained but not registered "
+    "(plan: does not fit). --debug, anywhere, shows the traceback of an error.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -194,6 +194,116 @@ def doctor() -> None:
     if wrong:
         raise UserError(f"not ready to train: {', '.join(wrong)}; what to do stands above")
     out.print("ready to train")
+
+
+@app.command()
+def plan(
+    config: Config,
+    set_: Overrides = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", metavar="N", min=1, help="How many GPUs there would be.")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", metavar="N", min=1, help="How many processes; as --gpus, or on CPUs.")
+    ] = None,
+    memory: Annotated[
+        float, typer.Option("--memory", metavar="GIB", min=0.0, help="GiB of each GPU, or of each rank's host memory.")
+    ] = 80.0,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="cpu|cuda", help="By default cuda, or cpu with --ranks alone.")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", metavar="B", min=1, help="Rows of a step over all ranks; by default the config's."
+        ),
+    ] = None,
+    host_memory: Annotated[
+        float | None, typer.Option("--host-memory", metavar="GIB", help="GiB of host memory for each GPU.")
+    ] = None,
+    ranks_per_host: Annotated[int, typer.Option("--ranks-per-host", metavar="N", min=1, help="Ranks on a host.")] = 8,
+    bandwidth: Annotated[
+        float | None, typer.Option("--bandwidth", metavar="GB/S", help="GB a second that a rank sends to the others.")
+    ] = None,
+    memory_bandwidth: Annotated[
+        float | None, typer.Option("--memory-bandwidth", metavar="GB/S", help="GB a second of a rank's memory.")
+    ] = None,
+    gflops: Annotated[
+        float | None, typer.Option("--gflops", metavar="G", help="GFLOP a second that a rank's matrix products reach.")
+    ] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option("--rows", metavar="TABLE=N", help="Rows of a table, where no prepared data say it."),
+    ] = None,
+    length: Annotated[
+        list[str] | None,
+        typer.Option("--length", metavar="FEATURE=N", help="Mean number of values of a bag, likewise."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Will it fit, how does it shard, what does a step move: worked out before anything is bought.
+
+    Exit code 0 where it fits, 3 where it does not.
+    """
+    from recmtl.capacity import Machine, summary
+    from recmtl.capacity import plan as work_out
+
+    if gpus is not None and ranks is not None and gpus != ranks:
+        raise UserError(f"--gpus {gpus} and --ranks {ranks}: one rank drives one GPU, so give one of them")
+    device = device or ("cuda" if gpus is not None or ranks is None else "cpu")
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: cpu or cuda")
+    if device == "cpu" and gpus is not None:
+        raise UserError("--gpus goes with --device cuda; on CPUs say --ranks")
+    found = work_out(
+        _load(config, set_),
+        Machine(
+            ranks=ranks or gpus or 1,
+            memory=_gib(memory),
+            device=device,
+            host_memory=None if host_memory is None else _gib(host_memory),
+            ranks_per_host=ranks_per_host,
+            interconnect=bandwidth and bandwidth * 1e9,
+            memory_bandwidth=memory_bandwidth and memory_bandwidth * 1e9,
+            flops=gflops and gflops * 1e9,
+        ),
+        batch_size=batch_size,
+        rows={name: int(count) for name, count in _sizes("--rows", rows).items()},
+        lengths=_sizes("--length", length),
+    )
+    if json_:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
+        for header, lines in summary(found):
+            table = Table(box=None, pad_edge=False)
+            for column in header:
+                table.add_column(column, overflow="fold")
+            for cells in lines:
+                table.add_row(*cells)
+            out.print(table)
+            out.print()
+        for line in (found.verdict, *(f"→ {advice}" for advice in found.advice), *found.notes):
+            out.print(_escape(line))
+    if not found.fits:
+        raise typer.Exit(3)
+
+
+def _gib(count: float) -> int:
+    return int(count * 2**30)
+
+
+def _sizes(option: str, given: Sequence[str] | None) -> dict[str, float]:
+    sizes = {}
+    for text in given or ():
+        name, equals, number = text.partition("=")
+        try:
+            sizes[name] = float(number.replace("_", ""))
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise UserError(f"{option} {text}: expected NAME=NUMBER, as in {option} item_id=1000000")
+    return sizes
 
 
 @tracking_app.command("sync")
