@@ -27,7 +27,7 @@ from recmtl.features import (
     MakeTables,
     PlainTables,
     Tables,
-    initial_table,
+    initial_blocks,
     table_shapes,
 )
 from recmtl.heads import Heads, RegressionHead
@@ -209,7 +209,7 @@ def build_model(
     shapes = table_shapes(schema, statistics)
     made = (tables or PlainTables)(shapes)
     for name, shape in shapes.items():
-        made.load_weights({name: initial_table(shape, std=config.inputs.embedding_std, seed=seed, name=name)})
+        made.load_blocks(name, initial_blocks(shape, std=config.inputs.embedding_std, seed=seed, name=name))
     features = Features(schema, made, config.inputs, generator=generator(seed, "features"))
     interactions: nn.Module = nn.Identity()
     input_dim = features.output_dim

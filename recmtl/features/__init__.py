@@ -6,18 +6,23 @@ puts them beside numbers and vectors, :mod:`~recmtl.features.interactions` multi
 package imports neither TorchRec nor FBGEMM.
 """
 
-from recmtl.features.inputs import Features, InputsConfig, initial_table, table_shapes
+from recmtl.features.inputs import Features, InputsConfig, initial_blocks, initial_table, table_shapes
 from recmtl.features.interactions import Interactions
-from recmtl.features.tables import MakeTables, PlainTables, Tables, TableShape
+from recmtl.features.tables import InMemory, MakeTables, Piece, Pieces, PlainTables, Stored, Tables, TableShape
 
 __all__ = [
     "Features",
+    "InMemory",
     "InputsConfig",
     "Interactions",
     "MakeTables",
+    "Piece",
+    "Pieces",
     "PlainTables",
+    "Stored",
     "TableShape",
     "Tables",
+    "initial_blocks",
     "initial_table",
     "table_shapes",
 ]

@@ -1,29 +1,52 @@
-"""Embedding tables whose optimiser steps inside ``backward``: TorchRec's FusedEmbeddingBagCollection over FBGEMM.
+"""Embedding tables whose optimiser steps inside ``backward``, cut up over the ranks: TorchRec's sharded collection.
 
-In: a :class:`recmtl.batch.SparseBatch`, as a KeyedJaggedTensor. Out: as :class:`recmtl.features.tables.Tables` says.
-A second ``backward`` is a second step, so one step of training makes exactly one. This file imports TorchRec and
-FBGEMM; import it only where they are wanted (training).
+In: a :class:`recmtl.batch.SparseBatch` of this rank's rows, as a KeyedJaggedTensor. Out: as
+:class:`recmtl.features.tables.Tables` says, for those rows. Which rank holds what is a :class:`recmtl.distributed.plan
+.Plan`; one rank that holds everything is the same path, measured level with FBGEMM's operator by itself.
+
+A second ``backward`` is a second step, so one step of training makes exactly one. With several ranks every rank makes
+the same number of forwards and backwards, also one whose batch has no rows: they exchange ids and embeddings. Gradients
+are summed over the ranks, since the losses are already means over the rows of all of them.
+
+This file imports TorchRec and FBGEMM; import it only where they are wanted (training).
 
 Dimensions: B batch, V rows of a table, W width of a table.
 """
 
 import logging
+import re
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from recmtl.batch import SparseBatch
+from recmtl.distributed import ensure_process_group
+from recmtl.distributed.plan import (
+    Plan,
+    Shard,
+    ShardingConfig,
+    TableSize,
+    make_plan,
+    optimizer_states,
+    parameter_shardings,
+    table_collection,
+    table_of,
+)
 from recmtl.errors import RunError, UserError
-from recmtl.features.tables import TableShape, check_weights
+from recmtl.features.tables import InMemory, Piece, Pieces, Stored, TableShape, check_weights, pieces_of
+from recmtl.group import ONE, Group
 
 with warnings.catch_warnings():  # FBGEMM's CPU build warns on import that it lacks its kernels for SSDs
     warnings.simplefilter("ignore")
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
-    from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-    from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+    from torchrec.distributed import comm_ops
+    from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+    from torchrec.distributed.types import ShardingEnv
+    from torchrec.distributed.utils import optimizer_type_to_emb_opt_type
 
 __all__ = ["FusedTables"]
 
@@ -40,19 +63,26 @@ class FusedTables(nn.Module):
 
     They are no ``nn.Parameter`` of this module and not in its ``state_dict``: nothing but their own optimiser may step
     them, ``model.parameters()`` is exactly what the dense optimiser holds, and ``.to(device)`` does not move them (the
-    device is chosen here). :meth:`weights` and :meth:`optimizer_state` are what a checkpoint saves.
+    device is chosen here). :meth:`pieces` and :meth:`optimizer_pieces` are what a checkpoint saves.
 
     A width that is no multiple of 4 is padded with columns of zeros that are never seen outside. Row-wise Adagrad
     averages a row's squared gradient over the padded width, so there it steps a little further than over plain tables.
+
+    A row-wise optimiser keeps one number a row of every cut of columns. Where such a table is loaded under another cut,
+    each new cut takes the mean of the old ones, weighted by the columns they share: joining cuts is exact (the mean
+    square over a row is that mean of the mean squares over its parts), dividing them assumes that the parts were alike.
 
     Args:
         shapes: table name to shape.
         optimizer_type: ``torchrec.optim.RowWiseAdagrad``, or torch's ``SGD``, ``Adagrad`` or (on a GPU only) ``Adam``.
         optimizer_kwargs: ``lr`` and what else FBGEMM's operator takes: ``eps``, ``beta1``, ``weight_decay``, …
         device: where the tables live.
+        sharding: how they are cut.
+        batch_size: rows a step over all ranks, which the planner reckons with.
+        group: the ranks, each of which makes these tables.
 
     Raises:
-        UserError: FBGEMM has no such optimiser, or not on this device.
+        UserError: FBGEMM has no such optimiser, or not on this device; tables that cannot be cut that way.
     """
 
     def __init__(
@@ -62,29 +92,47 @@ class FusedTables(nn.Module):
         optimizer_type: type[torch.optim.Optimizer],
         optimizer_kwargs: Mapping[str, Any],
         device: torch.device | str = "cpu",
+        sharding: ShardingConfig | None = None,
+        batch_size: int = 4096,
+        group: Group = ONE,
     ) -> None:
         super().__init__()
+        device = torch.device(device)
         self._shapes = dict(shapes)
-        configs = [
-            EmbeddingBagConfig(
-                name=_module(name),
-                num_embeddings=shape.rows,
-                embedding_dim=-(-shape.dim // WIDTH_STEP) * WIDTH_STEP,
-                feature_names=list(shape.features),
-                pooling=PoolingType.SUM,
-                weight_init_min=0.0,  # initial values are loaded; see recmtl.features.inputs.initial_table
-                weight_init_max=0.0,
-            )
-            for name, shape in shapes.items()
-        ]
-        try:
-            collection = FusedEmbeddingBagCollection(
-                configs,
+        self._group = group
+        self._process_group = ensure_process_group()
+        self._states = optimizer_states(optimizer_type)
+        self._device = device
+        self._steps = 0
+        sizes = {name: _size(shape) for name, shape in shapes.items()}
+        self.plan = _same_plan(
+            group,
+            lambda: make_plan(
+                sizes,
+                sharding or ShardingConfig(),
                 optimizer_type=optimizer_type,
-                # an id out of bounds stops the run: FBGEMM's default clamps it silently (FBGEMM issue 6215)
-                optimizer_kwargs={**optimizer_kwargs, "bounds_check_mode": BoundsCheckMode.FATAL},
-                is_weighted=any(shape.weighted for shape in shapes.values()),
-                device=torch.device(device),
+                ranks=group.size,
+                device=device.type,
+                batch_size=batch_size,
+            ),
+        )
+        """Which rank holds what; the same on every rank."""
+        arguments = dict(optimizer_kwargs)
+        fused = {
+            "optimizer": optimizer_type_to_emb_opt_type(optimizer_type),
+            "learning_rate": arguments.pop("lr"),
+            **arguments,
+            # an id out of bounds stops the run: FBGEMM's default clamps it silently (FBGEMM issue 6215)
+            "bounds_check_mode": BoundsCheckMode.FATAL,
+        }
+        comm_ops.set_gradient_division(False)  # TorchRec would divide by the number of ranks; before it builds
+        try:
+            collection = ShardedEmbeddingBagCollection(
+                table_collection(sizes),
+                parameter_shardings(self.plan),
+                ShardingEnv.from_process_group(self._process_group),
+                fused_params=fused,
+                device=device,
             )
         except (AssertionError, ValueError) as error:
             raise UserError(
@@ -92,6 +140,7 @@ class FusedTables(nn.Module):
                 "row-wise Adagrad, Adagrad and SGD work on every device"
             ) from error
         self._collection = (collection,)  # in a tuple, so that it is no child of this module: see above
+        self._kernels = [kernel for lookup in collection._lookups for kernel in lookup._emb_modules]
 
     def forward(self, sparse: SparseBatch) -> dict[str, Tensor]:
         """See :class:`recmtl.features.tables.Tables`.
@@ -101,45 +150,96 @@ class FusedTables(nn.Module):
         """
         if not sparse.keys:
             return {}
-        steps = None if torch.is_grad_enabled() else self._operator.iter.clone()
-        pooled: dict[str, Tensor] = self._collection[0](sparse.to_kjt()).to_dict()
-        if steps is not None:  # FBGEMM counts a step at every forward; scoring is none
-            self._set_steps(steps)
+        pooled: dict[str, Tensor] = self._collection[0](sparse.to_kjt()).wait().to_dict()
+        if torch.is_grad_enabled():
+            self._steps += 1
+        else:  # FBGEMM counts a step at every forward; scoring is none
+            self._set_steps(self._steps)
         return {
             feature: pooled[feature][:, : shape.dim] for shape in self._shapes.values() for feature in shape.features
         }
 
     def weights(self) -> dict[str, Tensor]:
         """See :class:`recmtl.features.tables.Tables`."""
-        return {
-            name: self._collection[0].embedding_bags[_module(name)].weight.detach()[:, : shape.dim]
-            for name, shape in self._shapes.items()
-        }
+        return self._whole(self._weight_parts())
+
+    def pieces(self) -> dict[str, Tensor | Pieces]:
+        """See :class:`recmtl.features.tables.Tables`."""
+        return {**self._weight_pieces()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :class:`recmtl.features.tables.Tables`."""
-        have = self.weights()
-        check_weights(have, weights)
+        have = self._weight_pieces()
+        check_weights({name: pieces.shape for name, pieces in have.items()}, weights)
         for name, weight in weights.items():
-            have[name].copy_(weight)
+            pieces_of(weight, have[name])
 
-    def fused_optimizer(self) -> Any:
-        """TorchRec's KeyedOptimizer over the tables: ``zero_grad`` and ``step`` only hand on the learning rate."""
-        return self._collection[0].fused_optimizer()
+    def load_blocks(self, table: str, blocks: Iterable[Tensor]) -> None:
+        """See :class:`recmtl.features.tables.Tables`."""
+        held = self._weight_pieces()[table].held
+        if not held:
+            return
+        row = 0
+        for block in blocks:
+            for (first, column), tensor in held:
+                low, high = max(row, first), min(row + len(block), first + len(tensor))
+                if low < high:
+                    part = block[low - row : high - row, column : column + tensor.shape[1]]
+                    tensor[low - first : high - first] = part.to(tensor.device)
+            row += len(block)
 
     def set_learning_rate(self, lr: float) -> None:
         """The learning rate of the next ``backward``."""
-        optimizer = self.fused_optimizer()
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
+        for kernel in self._kernels:
+            kernel.emb_module.set_learning_rate(lr)
+
+    def optimizer_pieces(self) -> dict[str, Tensor | Pieces]:
+        """This rank's part of the optimiser's state by name, live: ``TABLE.momentum_1``, … and ``iter`` (steps so far).
+
+        (V, W) or, row-wise, (V,); a row-wise state of a table cut by columns is named for its columns:
+        ``TABLE.momentum_1[0:8]``, ``TABLE.momentum_1[8:16]``. Every rank has the same names.
+        """
+        return {**self._state_pieces(), "iter": torch.tensor([self._steps])}
+
+    def load_optimizer_pieces(self, stored: Stored) -> None:
+        """Read what :meth:`optimizer_pieces` saved, perhaps on other ranks and cut in another way.
+
+        Raises:
+            RunError: it is the state of another optimiser or of other tables.
+        """
+        wanted, there = self._state_pieces(), stored.shapes()
+        fitting = {name: pieces for name, pieces in wanted.items() if there.get(name) == pieces.shape}
+        mended = {
+            name: _overlapping(name, self._width(name), there)
+            for name in wanted.keys() - fitting.keys()
+            if len(wanted[name].shape) == 1
+        }
+        used = fitting.keys() | {old for parts in mended.values() for old in parts} | {"iter"}
+        short = wanted.keys() - fitting.keys() - {name for name, parts in mended.items() if parts}
+        if short or used != there.keys():
+            raise RunError(
+                f"the saved state of the tables' optimiser ({', '.join(sorted(there))}) does not fit this one "
+                f"({', '.join(sorted(wanted))}, iter): it is of another optimiser or other data"
+            )
+        steps = torch.zeros(1, dtype=torch.int64)
+        stored.read({**fitting, "iter": steps})
+        for name, parts in sorted(mended.items()):
+            for _, tensor in wanted[name].held:
+                tensor.zero_()
+            for old, share in parts.items():
+                held = tuple(Piece(start, torch.empty_like(tensor)) for start, tensor in wanted[name].held)
+                stored.read({old: Pieces(wanted[name].shape, wanted[name].dtype, held)})
+                for mine, theirs in zip(wanted[name].held, held, strict=True):
+                    mine.tensor.add_(theirs.tensor, alpha=share)
+        self._steps = int(steps)
+        self._set_steps(self._steps)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """The optimiser's state as live tensors by name: ``TABLE.momentum_1``, … and ``iter`` (steps so far)."""
-        state: dict[str, Tensor] = {}
-        for table, tensors in zip(self._shapes, self._operator.split_optimizer_states(), strict=False):
-            state.update({f"{table}.momentum_{number}": tensor for number, tensor in enumerate(tensors, 1)})
-        return {**state, "iter": self._operator.iter}
+        """:meth:`optimizer_pieces` as whole tensors: live views on one rank, with several gathered by all of them."""
+        return {
+            **self._whole(self._state_parts()),
+            "iter": torch.tensor([self._steps]),
+        }
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         """Copy in what :meth:`optimizer_state` gave.
@@ -147,27 +247,175 @@ class FusedTables(nn.Module):
         Raises:
             RunError: it is the state of another optimiser or of other tables.
         """
-        have = self.optimizer_state()
-        if {name: tensor.shape for name, tensor in have.items()} != {n: tensor.shape for n, tensor in state.items()}:
-            raise RunError(
-                f"the saved state of the tables' optimiser ({', '.join(sorted(state))}) does not fit this one "
-                f"({', '.join(sorted(have))}): it is of another optimiser or other data"
+        self.load_optimizer_pieces(InMemory(state))
+
+    def _set_steps(self, steps: int) -> None:
+        for kernel in self._kernels:
+            kernel.emb_module.iter.fill_(steps)
+            kernel.emb_module.iter_cpu.fill_(steps)  # FBGEMM counts a second time, on the host
+
+    # Who holds what
+
+    def _weight_pieces(self) -> dict[str, Pieces]:
+        return self._pieces(self._weight_parts())
+
+    def _state_pieces(self) -> dict[str, Pieces]:
+        return self._pieces(self._state_parts())
+
+    def _weight_parts(self) -> "dict[str, _Parts]":
+        """Where every rank's blocks of the weights lie, without the padding."""
+        parts = {}
+        for table in self.plan.tables:
+            dim = self._shapes[table.table].dim
+            blocks = [
+                _Block(shard, 0, (shard.row, shard.column), (shard.rows, min(shard.columns, dim - shard.column)))
+                for shard in table.shards
+            ]
+            parts[table.table] = _Parts(table.table, (table.rows, dim), blocks)
+        return parts
+
+    def _state_parts(self) -> "dict[str, _Parts]":
+        """The same of the optimiser's state."""
+        parts: dict[str, _Parts] = {}
+        for table in self.plan.tables:
+            for number, kind in enumerate(self._states, 1):
+                for shard in table.shards:
+                    if kind == "element":
+                        name = _state_name(table.table, number, (0, table.width), table.width)
+                        block = _Block(shard, number, (shard.row, shard.column), (shard.rows, shard.columns))
+                        shape: tuple[int, ...] = (table.rows, table.width)
+                    else:
+                        cut = (shard.column, shard.column + shard.columns)
+                        name = _state_name(table.table, number, cut, table.width)
+                        block, shape = _Block(shard, number, (shard.row,), (shard.rows,)), (table.rows,)
+                    parts.setdefault(name, _Parts(table.table, shape, [])).blocks.append(block)
+        return parts
+
+    def _pieces(self, parts: "Mapping[str, _Parts]") -> dict[str, Pieces]:
+        """This rank's part, live."""
+        held = self._held()
+        return {
+            name: Pieces(
+                shape,
+                torch.float32,
+                tuple(Piece(block.start, block.of(held[table, block.shard])) for block in blocks if self._mine(block)),
             )
-        for name, tensor in have.items():
-            tensor.copy_(state[name])
-        self._set_steps(state["iter"])
+            for name, (table, shape, blocks) in parts.items()
+        }
 
-    def _set_steps(self, steps: Tensor) -> None:
-        self._operator.iter.copy_(steps)
-        self._operator.iter_cpu.copy_(steps)  # FBGEMM counts a second time, on the host
+    def _mine(self, block: "_Block") -> bool:
+        return block.shard.rank == self._group.rank
 
-    @property
-    def _operator(self) -> Any:
-        """FBGEMM's operator. Every table has the same pooling and type, so TorchRec makes one of them all."""
-        (lookup,) = self._collection[0]._emb_modules
-        return lookup._emb_module
+    def _held(self) -> "dict[tuple[str, Shard], tuple[Tensor, ...]]":
+        """This rank's shards as FBGEMM's operators hold them: weights, then the optimiser's states."""
+        shards = {
+            (table.table, shard.row, shard.column): shard
+            for table in self.plan.tables
+            for shard in table.shards
+            if shard.rank == self._group.rank
+        }
+        held = {}
+        for kernel in self._kernels:
+            kernel.flush()  # a cache's rows go back to the table that it caches
+            operator, tables = kernel.emb_module, kernel.config.embedding_tables
+            states = operator.split_optimizer_states() if self._states else [()] * len(tables)
+            for table, weight, state in zip(tables, operator.split_embedding_weights(), states, strict=True):
+                name = table_of(table.name)
+                shard = shards[name, *table.local_metadata.shard_offsets]
+                held[name, shard] = (weight.detach(), *state)
+        return held
+
+    def _width(self, state: str) -> int:
+        """Stored columns of the table that a state is of."""
+        return _size(self._shapes[state.rpartition(".")[0]]).width
+
+    def _whole(self, parts: "Mapping[str, _Parts]") -> dict[str, Tensor]:
+        """Whole tensors: live views where this rank is alone, else gathered by all, in main memory."""
+        mine = self._pieces(parts)
+        if self._group.size == 1:
+            return {name: pieces.held[0].tensor for name, pieces in mine.items()}
+        return {name: self._gather(mine[name], parts[name].blocks) for name in parts}
+
+    def _gather(self, mine: Pieces, blocks: "list[_Block]") -> Tensor:
+        whole = torch.empty(mine.shape, dtype=mine.dtype)
+        held = iter(mine.held)
+        for block in blocks:
+            if self._mine(block):
+                tensor = next(held).tensor.contiguous()
+            else:
+                tensor = torch.empty(block.shape, dtype=mine.dtype, device=self._device)
+            dist.broadcast(tensor, block.shard.rank, group=self._process_group)
+            whole[block.slices()] = tensor.cpu()
+        return whole
 
 
-def _module(table: str) -> str:
-    """TorchRec keeps tables in an ``nn.ModuleDict``, which refuses names such as `items` and `type`."""
-    return f"table_{table}"
+class _Block(NamedTuple):
+    """Where one shard's weights or state lie in the whole."""
+
+    shard: Shard
+    number: int
+    """0: weights; else which state."""
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def of(self, held: tuple[Tensor, ...]) -> Tensor:
+        """The view of it, without padding, in what its rank holds of the shard."""
+        return held[self.number][tuple(slice(0, size) for size in self.shape)]
+
+    def slices(self) -> tuple[slice, ...]:
+        """It in the whole."""
+        return tuple(slice(at, at + size) for at, size in zip(self.start, self.shape, strict=True))
+
+
+class _Parts(NamedTuple):
+    """How one tensor is spread over the ranks."""
+
+    table: str
+    shape: tuple[int, ...]
+    blocks: list[_Block]
+
+
+def _same_plan(group: Group, make: Callable[[], Plan]) -> Plan:
+    """Rank 0's plan on every rank: another rank's machine may have less memory, and so another plan."""
+    said: dict[str, Any] = {}
+    if group.rank == 0:
+        try:
+            said = {"plan": make().to_json()}
+        except UserError as error:
+            said = {"error": str(error)}
+    said = group.broadcast(said)
+    if "error" in said:
+        raise UserError(said["error"])
+    return Plan.from_json(said["plan"])
+
+
+def _size(shape: TableShape) -> TableSize:
+    return TableSize(shape.rows, -(-shape.dim // WIDTH_STEP) * WIDTH_STEP, shape.features, shape.weighted)
+
+
+def _state_name(table: str, number: int, cut: tuple[int, int], width: int) -> str:
+    columns = "" if cut == (0, width) else f"[{cut[0]}:{cut[1]}]"
+    return f"{table}.momentum_{number}{columns}"
+
+
+_STATE = re.compile(r"(?P<base>.*\.momentum_\d+)(\[(?P<low>\d+):(?P<high>\d+)\])?")
+
+
+def _cut_of(name: str, width: int) -> tuple[str, int, int]:
+    """A state's name to its name without columns, and its columns."""
+    match = _STATE.fullmatch(name)
+    if match is None:
+        return name, 0, 0
+    return match["base"], int(match["low"] or 0), int(match["high"] or width)
+
+
+def _overlapping(wanted: str, width: int, there: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """Names of the saved row-wise states that share columns with the wanted one, to the share of its columns."""
+    base, low, high = _cut_of(wanted, width)
+    shares: dict[str, float] = {}
+    for name in there:
+        other, start, end = _cut_of(name, width)
+        common = min(high, end) - max(low, start)
+        if other == base and common > 0:
+            shares[name] = common / (high - low)
+    return shares if abs(sum(shares.values()) - 1) < 1e-9 else {}

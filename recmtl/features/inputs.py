@@ -12,7 +12,7 @@ Dimensions: B batch, W width of one embedding, N columns of ``Batch.dense``, D w
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -26,7 +26,7 @@ from recmtl.schema import UNSEEN, Feature, Schema
 from recmtl.settings import Settings
 from recmtl.statistics import Statistics
 
-__all__ = ["Features", "InputsConfig", "initial_table", "table_shapes"]
+__all__ = ["Features", "InputsConfig", "initial_blocks", "initial_table", "table_shapes"]
 
 
 class InputsConfig(Settings):
@@ -65,9 +65,35 @@ def initial_table(shape: TableShape, *, std: float, seed: int, name: str) -> Ten
     Normal around 0, but the row of unseen ids is exactly 0 and no training row moves it: an id that the model has
     never met says nothing, rather than something random. The row of missing ids is learned like any other.
     """
-    weight = torch.empty(shape.rows, shape.dim).normal_(0.0, std, generator=generator(seed, "tables", name))
-    weight[UNSEEN] = 0.0
-    return weight
+    return torch.cat(list(initial_blocks(shape, std=std, seed=seed, name=name)))
+
+
+def initial_blocks(
+    shape: TableShape, *, std: float, seed: int, name: str, block_rows: int = 1 << 18
+) -> Iterator[Tensor]:
+    """The same in blocks of rows, so that no process needs room for a whole table beside what it keeps of it.
+
+    Args:
+        shape: of the table.
+        std: standard deviation.
+        seed: of the run.
+        name: of the table.
+        block_rows: rows of a block, a multiple of 16; the last one has up to 16 more. torch draws normal numbers in
+            groups of 16, which is why the values do not depend on it.
+    """
+    assert block_rows % _DRAWN_TOGETHER == 0
+    draws = generator(seed, "tables", name)
+    row = 0
+    while row < shape.rows:
+        rows = block_rows if shape.rows - row >= block_rows + _DRAWN_TOGETHER else shape.rows - row
+        block = torch.empty(rows, shape.dim).normal_(0.0, std, generator=draws)
+        if row <= UNSEEN < row + rows:
+            block[UNSEEN - row] = 0.0
+        yield block
+        row += rows
+
+
+_DRAWN_TOGETHER = 16
 
 
 class Features(nn.Module):
@@ -123,7 +149,7 @@ class Features(nn.Module):
         embeddings = dict(self.tables(batch.sparse))
         if self._means:
             keys = batch.sparse.keys
-            lengths_FB = batch.sparse.lengths.view(len(keys), -1).clamp(min=1)  # the mean of an empty bag is 0
+            lengths_FB = batch.sparse.lengths.view(len(keys), batch.size).clamp(min=1)  # the mean of an empty bag is 0
             for name in self._means:
                 embeddings[name] = embeddings[name] / lengths_FB[keys.index(name)].unsqueeze(1)
         return embeddings

@@ -7,10 +7,13 @@ a mean of it stands in :mod:`recmtl.features.inputs`, so features on one table m
 :class:`PlainTables` needs torch alone: it serves, and it trains under an ordinary optimiser. The kind that steps inside
 ``backward`` is :class:`recmtl.features.fused.FusedTables`.
 
+With several ranks a table may be cut up among them. :class:`Pieces` is what one rank holds of a tensor: it is what a
+checkpoint saves and loads, so neither needs a whole table anywhere.
+
 Dimensions: B batch, N values in all, V rows of a table, W width of a table.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,7 +23,18 @@ from torch.nn import functional as F
 from recmtl.batch import SparseBatch
 from recmtl.errors import RunError
 
-__all__ = ["MakeTables", "PlainTables", "TableShape", "Tables", "check_weights"]
+__all__ = [
+    "InMemory",
+    "MakeTables",
+    "Piece",
+    "Pieces",
+    "PlainTables",
+    "Stored",
+    "TableShape",
+    "Tables",
+    "check_weights",
+    "pieces_of",
+]
 
 
 class TableShape(NamedTuple):
@@ -36,6 +50,76 @@ class TableShape(NamedTuple):
     """Whether one of them is a weighted bag."""
 
 
+class Piece(NamedTuple):
+    """A block of a larger tensor."""
+
+    start: tuple[int, ...]
+    """Where it begins in the whole, by dimension."""
+    tensor: Tensor
+    """A live view."""
+
+
+class Pieces(NamedTuple):
+    """What this rank holds of a tensor that all ranks hold together, each element exactly one of them."""
+
+    shape: tuple[int, ...]
+    """Of the whole."""
+    dtype: torch.dtype
+    held: tuple[Piece, ...]
+    """This rank's, possibly none."""
+
+
+def pieces_of(whole: Tensor, into: Tensor | Pieces) -> None:
+    """Copy what ``into`` wants out of a whole tensor of its shape."""
+    if isinstance(into, Tensor):
+        into.copy_(whole)
+        return
+    for start, tensor in into.held:
+        tensor.copy_(whole[tuple(slice(at, at + size) for at, size in zip(start, tensor.shape, strict=True))])
+
+
+class Stored(Protocol):
+    """Tensors on disk, of which every rank reads the part that it wants."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name to shape of everything there is."""
+        ...
+
+    def read(self, into: Mapping[str, Tensor | Pieces]) -> None:
+        """Fill these tensors, or this rank's pieces of them, in place.
+
+        Raises:
+            RunError: one is not there or has another shape.
+        """
+        ...
+
+    def whole(self) -> dict[str, Tensor]:
+        """All of it, on the CPU."""
+        ...
+
+
+class InMemory:
+    """Whole tensors as :class:`Stored`."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See :class:`Stored`."""
+        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def read(self, into: Mapping[str, Tensor | Pieces]) -> None:
+        """See :class:`Stored`."""
+        for name, target in into.items():
+            if name not in self._tensors or self._tensors[name].shape != target.shape:
+                raise RunError(f"{name} is not there, or not of shape {tuple(target.shape)}")
+            pieces_of(self._tensors[name], target)
+
+    def whole(self) -> dict[str, Tensor]:
+        """See :class:`Stored`."""
+        return {name: tensor.detach().cpu() for name, tensor in self._tensors.items()}
+
+
 class Tables(Protocol):
     """What the model asks of its tables; both kinds are also ``nn.Module``."""
 
@@ -44,15 +128,26 @@ class Tables(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """Table name to (V, W) float32, detached: a live view, which training changes under the caller's eyes."""
+        """Table name to (V, W) float32, detached: a live view, which training changes under the caller's eyes.
+
+        Where ranks hold parts of the tables this gathers them: every rank calls it, and gets whole copies.
+        """
+        ...
+
+    def pieces(self) -> dict[str, Tensor | Pieces]:
+        """Table name to this rank's part of (V, W), live; a tensor is a whole table that every rank has."""
         ...
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy values into the tables named in ``weights`` (some or all of them).
+        """Copy values into the tables named in ``weights`` (some or all of them); with several ranks, on each of them.
 
         Raises:
             RunError: a table that is not here, or another shape.
         """
+        ...
+
+    def load_blocks(self, table: str, blocks: Iterable[Tensor]) -> None:
+        """Fill a table from blocks (n, W) of consecutive rows, none of which is kept; a rank without it draws none."""
         ...
 
 
@@ -84,7 +179,7 @@ class PlainTables(nn.Module):
         """
         if not sparse.keys:
             return {}
-        lengths_FB = sparse.lengths.view(len(sparse.keys), -1)
+        lengths_FB = sparse.lengths.view(len(sparse.keys), sparse.batch_size)
         sizes = lengths_FB.sum(dim=1).tolist()
         values = torch.split(sparse.values, sizes)
         weights = (None,) * len(sizes) if sparse.weights is None else torch.split(sparse.weights, sizes)
@@ -111,12 +206,23 @@ class PlainTables(nn.Module):
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :class:`Tables`."""
-        check_weights(self.weights(), weights)
+        check_weights({name: weight.shape for name, weight in self.weights().items()}, weights)
         for name, weight in weights.items():
             self._table(name).detach().copy_(weight)
 
+    def pieces(self) -> dict[str, Tensor | Pieces]:
+        """See :class:`Tables`."""
+        return {**self.weights()}
 
-def check_weights(have: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    def load_blocks(self, table: str, blocks: Iterable[Tensor]) -> None:
+        """See :class:`Tables`."""
+        weight, row = self._table(table).detach(), 0
+        for block in blocks:
+            weight[row : row + len(block)] = block
+            row += len(block)
+
+
+def check_weights(have: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> None:
     """Check that every given table exists with that shape.
 
     Raises:
@@ -125,8 +231,8 @@ def check_weights(have: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> No
     for name, weight in given.items():
         if name not in have:
             raise RunError(f"there is no table {name!r} in this model; its tables are: {', '.join(have)}")
-        if weight.shape != have[name].shape:
+        if weight.shape != have[name]:
             raise RunError(
-                f"table {name!r} has shape {tuple(have[name].shape)} in this model but {tuple(weight.shape)} in what "
+                f"table {name!r} has shape {tuple(have[name])} in this model but {tuple(weight.shape)} in what "
                 "is loaded: they come from different data or another embedding_dim"
             )

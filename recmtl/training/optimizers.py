@@ -4,16 +4,17 @@ Tables either step inside ``backward`` (fused, FBGEMM) or are ordinary parameter
 look the same from outside: :class:`SparseOptimizer`. The dense optimiser is torch's own, with names to its state.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from recmtl.distributed.plan import ShardingConfig, check_sharding
 from recmtl.errors import RunError, UserError
-from recmtl.features import MakeTables, PlainTables
+from recmtl.features import InMemory, MakeTables, PlainTables, Stored
+from recmtl.group import ONE, Group
 from recmtl.settings import Settings
 from recmtl.training.schedules import ScheduleConfig
 
@@ -121,18 +122,29 @@ def check_sparse_optimizer(config: SparseOptimizerConfig, device: str) -> None:
         )
 
 
-def make_tables(config: SparseOptimizerConfig, device: torch.device | str) -> MakeTables:
+def make_tables(
+    config: SparseOptimizerConfig,
+    device: torch.device | str,
+    *,
+    sharding: ShardingConfig | None = None,
+    batch_size: int = 4096,
+    group: Group = ONE,
+) -> MakeTables:
     """What :func:`recmtl.model.build_model` makes its tables with, so that this optimiser can step them.
 
     Args:
         config: the optimiser.
         device: where the tables will train.
+        sharding: how fused tables are cut over the ranks; plain ones are whole on every rank.
+        batch_size: rows a step over all ranks.
+        group: the ranks.
 
     Raises:
         UserError: the device's kernels cannot do this.
     """
     device = torch.device(device)
     check_sparse_optimizer(config, device.type)
+    check_sharding(sharding or ShardingConfig(), device.type)
     if not SPARSE_OPTIMIZERS[config.optimizer].fused:
         return PlainTables
 
@@ -142,10 +154,15 @@ def make_tables(config: SparseOptimizerConfig, device: torch.device | str) -> Ma
         from recmtl.features.fused import FusedTables
 
         optimizer_type, extra = _fused_optimizer(config)
-        with _more_optimizers():
-            return FusedTables(
-                shapes, optimizer_type=optimizer_type, optimizer_kwargs={"lr": config.lr, **extra}, device=device
-            )
+        return FusedTables(
+            shapes,
+            optimizer_type=optimizer_type,
+            optimizer_kwargs={"lr": config.lr, **extra},
+            device=device,
+            sharding=sharding,
+            batch_size=batch_size,
+            group=group,
+        )
 
     return fused
 
@@ -176,31 +193,6 @@ def _fused_optimizer(config: SparseOptimizerConfig) -> tuple[type[torch.optim.Op
     return types[config.optimizer], extra
 
 
-@contextmanager
-def _more_optimizers() -> Iterator[None]:
-    """Lets FusedEmbeddingBagCollection take every optimiser that TorchRec's sharded collections take.
-
-    It asks a function of its module that knows four; the mapping it lacks is TorchRec's own.
-    """
-    from torchrec.distributed.utils import optimizer_type_to_emb_opt_type
-    from torchrec.modules import fused_embedding_modules as module
-
-    original = module.convert_optimizer_type_and_kwargs
-
-    def convert(optimizer_type: type[torch.optim.Optimizer], arguments: dict[str, Any]) -> Any:
-        found = original(optimizer_type, arguments)
-        if found is not None:
-            return found
-        arguments = dict(arguments)
-        return optimizer_type_to_emb_opt_type(optimizer_type), {"learning_rate": arguments.pop("lr"), **arguments}
-
-    module.convert_optimizer_type_and_kwargs = convert
-    try:
-        yield
-    finally:
-        module.convert_optimizer_type_and_kwargs = original
-
-
 class SparseOptimizer(Protocol):
     """The tables' optimiser as the trainer sees it."""
 
@@ -214,10 +206,10 @@ class SparseOptimizer(Protocol):
         """Step, after ``backward`` (a fused optimiser has stepped already)."""
 
     def state(self) -> dict[str, Tensor]:
-        """State by name: all that the next step depends on, but for the learning rate."""
+        """State by name: all that the next step depends on, but for the learning rate. Live; this rank's part of it."""
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Copy in what :meth:`state` gave.
+    def load_state(self, stored: Stored | Mapping[str, Tensor]) -> None:
+        """Read what :meth:`state` was when it was saved, perhaps by another number of ranks.
 
         Raises:
             RunError: it is of another optimiser or other tables.
@@ -226,7 +218,7 @@ class SparseOptimizer(Protocol):
 
 def sparse_optimizer(config: SparseOptimizerConfig, tables: Any) -> SparseOptimizer:
     """The optimiser of tables that :func:`make_tables` made from the same config."""
-    if hasattr(tables, "fused_optimizer"):
+    if hasattr(tables, "load_optimizer_pieces"):
         return _Fused(tables)
     return _Exact(config, tables)
 
@@ -248,9 +240,8 @@ class _Fused:
         state: dict[str, Tensor] = self._tables.optimizer_state()
         return state
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        _same_names(self.state(), state, "the tables' optimiser")
-        self._tables.load_optimizer_state(state)
+    def load_state(self, stored: Stored | Mapping[str, Tensor]) -> None:
+        self._tables.load_optimizer_pieces(InMemory(stored) if isinstance(stored, Mapping) else stored)
 
 
 class _Exact:
@@ -284,9 +275,10 @@ class _Exact:
     def state(self) -> dict[str, Tensor]:
         return {} if self._optimizer is None else _named_state(self._optimizer, self._names)
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_state(self, stored: Stored | Mapping[str, Tensor]) -> None:
+        whole = stored if isinstance(stored, Mapping) else stored.whole()
         if self._optimizer is not None:
-            _load_named_state(self._optimizer, self._names, state)
+            _load_named_state(self._optimizer, self._names, whole)
 
 
 class DenseOptimizerConfig(Settings):
@@ -414,11 +406,3 @@ def _load_named_state(optimizer: torch.optim.Optimizer, names: list[str], state:
             raise RunError(f"the checkpoint's optimiser has state for {name!r}, which this model does not have")
         entries.setdefault(index[name], {})[field] = tensor
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _same_names(mine: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
-    if mine.keys() != given.keys():
-        raise RunError(
-            f"the checkpoint's state of {what} has {', '.join(sorted(given)) or 'nothing'}; "
-            f"this run's has {', '.join(sorted(mine)) or 'nothing'}"
-        )
