@@ -1,0 +1,146 @@
+"""DeepCTR-Torch's MMoE, driven by its own ``fit``.
+
+Its training loop stands inside ``fit``, which makes a ``DataLoader`` for itself. For steps from memory that class is
+replaced by one that hands out whole batches, so the loop is theirs to the letter; the epoch is ``fit`` as it is, from
+pandas by a dict of arrays. Same widths, gates without hidden layers, Adam at 0.001, and no L2 penalty (by default it
+has one on every embedding, a pass over all tables more). Its own environment has no recmtl.
+"""
+
+import argparse
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from deepctr_torch.inputs import DenseFeat, SparseFeat
+from deepctr_torch.models import basemodel
+from deepctr_torch.models.multitask.mmoe import MMOE
+from flat import IDS, NUMBERS, Flat
+from turns import Stopwatch, Turns, repeat
+from work import BINARY, RESERVED, TASKS, Work
+
+
+def main() -> None:
+    """Take turns until there are no more."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--pool", type=int, default=1 << 17)
+    parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--dim", type=int, default=16)
+    parser.add_argument("--precision", choices=["fp32", "tf32"], default="fp32")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    turns = Turns()
+    cuda = options.device != "cpu"
+    if options.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    clock: dict[str, Any] = {"synchronize": torch.cuda.synchronize if cuda else None, "every": 16}
+    work = replace(Work(), dim=options.dim).times(options.times)
+    columns = [
+        *(SparseFeat(name, rows + RESERVED, work.dim) for name, rows in zip(IDS, work.cardinalities, strict=True)),
+        *(DenseFeat(name) for name in NUMBERS),
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = MMOE(
+            columns,
+            num_experts=work.experts,
+            expert_dnn_hidden_units=work.expert_widths,
+            gate_dnn_hidden_units=(),
+            tower_dnn_hidden_units=work.head_widths,
+            l2_reg_linear=0,
+            l2_reg_embedding=0,
+            task_types=["binary" if task in BINARY else "regression" for task in TASKS],
+            task_names=list(TASKS),
+            device=options.device,
+        )
+    losses = ["binary_crossentropy" if task in BINARY else "mse" for task in TASKS]
+    model.compile("adam", loss=losses, metrics=[])
+    pool: list[tuple[torch.Tensor, torch.Tensor]] = []
+    sizes = [0]
+
+    def batches(size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Ids and numbers in one float32 matrix, as it wants them (exact up to 2**24)."""
+        if sizes[0] != size:
+            every = Flat.read(options.data, max(options.pool, 2 * size)).longer(options.times)
+            pool[:] = [
+                (
+                    torch.from_numpy(np.concatenate([each.ids.T.astype(np.float32), each.numbers], axis=1)),
+                    torch.from_numpy(each.labels),
+                )
+                for each in every.batches(size)
+            ]
+            sizes[0] = size
+        return pool
+
+    def fit(frame: pd.DataFrame, **arguments: Any) -> None:
+        inputs = {name: frame[name].to_numpy() for name in (*IDS, *NUMBERS)}
+        with contextlib.redirect_stdout(io.StringIO()):
+            model.fit(inputs, frame[list(TASKS)].to_numpy(), epochs=1, verbose=0, **arguments)
+
+    def step(batch: int, seconds: float) -> Mapping[str, Any]:
+        ready = batches(batch)
+        timed = _Timed(ready, seconds, clock)
+        theirs, basemodel.DataLoader = basemodel.DataLoader, lambda **_: timed
+        try:
+            fit(_few())
+        finally:
+            basemodel.DataLoader = theirs
+        return timed.result
+
+    def infer(batch: int, seconds: float) -> Mapping[str, Any]:
+        model.eval()
+        ready = [inputs.to(options.device) for inputs, _ in batches(batch)]
+
+        def one(number: int) -> int:
+            model(ready[number % len(ready)])
+            return batch
+
+        with torch.inference_mode():
+            return repeat(one, seconds, **clock)
+
+    def epoch(rows: int | None = None) -> Mapping[str, Any]:
+        watch = Stopwatch(0.0, clock["synchronize"])
+        frame = pd.read_parquet(options.data / "flat.parquet")[:rows]
+        fit(frame, batch_size=options.batch)
+        watch.over(len(frame))
+        return watch.result
+
+    step(options.batch, 0.0)
+    turns.serve(step=step, infer=infer, epoch=epoch)
+
+
+class _Timed:
+    """What ``fit`` takes for a DataLoader: batches from memory until the time is over, the first one to warm up."""
+
+    def __init__(self, batches: list[Any], seconds: float, clock: Mapping[str, Any]) -> None:
+        self._batches, self._seconds, self._clock = batches, seconds, clock
+        self.result: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self._batches[0]
+        watch = Stopwatch(self._seconds, **self._clock)
+        number = 1
+        while True:
+            batch = self._batches[number % len(self._batches)]
+            yield batch
+            number += 1
+            if watch.over(len(batch[-1])):
+                break
+        self.result = watch.result
+
+
+def _few() -> pd.DataFrame:
+    """Rows for ``fit`` to take hold of, which it will not train on."""
+    return pd.DataFrame({name: np.zeros(2, np.float32) for name in (*IDS, *NUMBERS, *TASKS)})
+
+
+if __name__ == "__main__":
+    main()
