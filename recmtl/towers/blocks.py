@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from recmtl.group import AcrossRanks
 from recmtl.modules import linear, uniform
+from recmtl.towers.products import Bank, read_together
 
 __all__ = ["MLP", "BatchNorm", "ExpertBank", "Gate", "LayerNorm", "NormKind", "Width", "make_norm", "reverse_gradient"]
 
@@ -48,7 +49,7 @@ class MLP(nn.Module):
     def forward(self, x_BD: Tensor) -> Tensor:
         """(B, D) to (B, H)."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            x_BD = self.dropout(F.relu(norm(layer(x_BD))))
+            x_BD = self.dropout(F.relu(norm(layer(x_BD)), inplace=True))
         return x_BD
 
     def last_layer(self) -> list[nn.Parameter]:
@@ -94,13 +95,31 @@ class ExpertBank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D), read by every expert, or (E, B, D), an input for each, to (E, B, H)."""
-        for weight_EDH, bias_E1H, norm in zip(self.weights, self.biases, self.norms, strict=True):
-            if x.dim() == 2:  # einsum makes this one matrix product over the experts' joined columns
-                h_EBH = torch.einsum("bd,edh->ebh", x, weight_EDH) + bias_E1H
-            else:
-                h_EBH = torch.baddbmm(bias_E1H, x, weight_EDH)
-            x = self.dropout(F.relu(norm(h_EBH)))
-        return x
+        if x.dim() == 2:
+            (h_EBH,) = read_together(x, [self._first()])
+            return self._above_first(h_EBH)
+        return self._above(0, torch.baddbmm(self.biases[0], x, self.weights[0]))
+
+    def with_gate(self, x_BD: Tensor, gate: "Gate") -> tuple[Tensor, Tensor]:
+        """(E, B, H) and the gate's shares (G, B, E), from one product of what both read."""
+        h_EBH, logits_GBE = read_together(x_BD, [self._first(), Bank(gate.weight, gate.bias, relu=False)])
+        return self._above_first(h_EBH), gate.shares(logits_GBE)
+
+    def _first(self) -> Bank:
+        return Bank(self.weights[0], self.biases[0], relu=isinstance(self.norms[0], nn.Identity))
+
+    def _above_first(self, h_EBH: Tensor) -> Tensor:
+        if not self._first().relu:
+            return self._above(0, h_EBH)
+        h_EBH = self.dropout(h_EBH)
+        return h_EBH if len(self.norms) == 1 else self._above(1, torch.baddbmm(self.biases[1], h_EBH, self.weights[1]))
+
+    def _above(self, layer: int, h_EBH: Tensor) -> Tensor:
+        """From a layer's product to (E, B, H)."""
+        h_EBH = self.dropout(F.relu(self.norms[layer](h_EBH), inplace=True))
+        for weight_EDH, bias_E1H, norm in list(zip(self.weights, self.biases, self.norms, strict=True))[layer + 1 :]:
+            h_EBH = self.dropout(F.relu(norm(torch.baddbmm(bias_E1H, h_EBH, weight_EDH)), inplace=True))
+        return h_EBH
 
     def last_layer(self) -> list[nn.Parameter]:
         """Weight and bias of every expert's last layer."""
@@ -121,9 +140,14 @@ class Gate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D), read by every gate, or (G, B, D), an input for each, to shares (G, B, E) that sum to 1 over E."""
         if x.dim() == 2:
-            logits_GBE = torch.einsum("bd,gde->gbe", x, self.weight) + self.bias
+            (logits_GBE,) = read_together(x, [Bank(self.weight, self.bias, relu=False)])
         else:
             logits_GBE = torch.baddbmm(self.bias, x, self.weight)
+        return self.shares(logits_GBE)
+
+    @staticmethod
+    def shares(logits_GBE: Tensor) -> Tensor:
+        """Softmax over the experts, in float32 under autocast too."""
         return torch.softmax(logits_GBE, dim=-1, dtype=torch.float32)
 
 

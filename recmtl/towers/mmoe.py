@@ -68,8 +68,7 @@ class MMoE(nn.Module):
 
     def forward(self, x_BD: Tensor) -> TowerOutput:
         """(B, D) to (B, H) per task."""
-        experts_EBS = self.experts(x_BD)
-        shares_TBE = self.gate(x_BD)
+        experts_EBS, shares_TBE = self.experts.with_gate(x_BD, self.gate)
         mixed_TBS = torch.einsum("tbe,ebs->tbs", shares_TBE, experts_EBS)
         return TowerOutput(
             {
