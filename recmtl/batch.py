@@ -30,13 +30,20 @@ class SparseBatch:
     """(F·B,) int32: how many values each feature has in each example."""
     weights: Tensor | None = None
     """(N,) float32, one per value; None when no feature of the schema is a weighted bag (1 where a feature is not)."""
+    sizes: tuple[int, ...] | None = None
+    """(F,) how many values each feature has in the batch, where the host knows it, so that nobody has to ask a GPU."""
 
     def to_kjt(self) -> "KeyedJaggedTensor":
         """The same as TorchRec's class, without a copy."""
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
         return KeyedJaggedTensor(
-            keys=list(self.keys), values=self.values, lengths=self.lengths, weights=self.weights, stride=self.batch_size
+            keys=list(self.keys),
+            values=self.values,
+            lengths=self.lengths,
+            weights=self.weights,
+            stride=self.batch_size,
+            length_per_key=None if self.sizes is None else list(self.sizes),
         )
 
     @property

@@ -5,14 +5,19 @@ In: a prepared dataset (:mod:`recmtl.manifest`). Out: :class:`~recmtl.batch.Batc
 An epoch's order is a pure function of (seed, epoch): the row groups of all shards are permuted; consecutive ones make a
 window of at most ``window_rows`` rows; the rows of a window are permuted. Whatever comes before a position can thus be
 skipped by counting, from Parquet metadata alone.
+
+At any time there are two windows in memory: the one that is being cut (:mod:`recmtl.rows` says how), and the next one,
+which threads decode meanwhile.
 """
 
+import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +26,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from recmtl.batch import Batch, SparseBatch
+from recmtl.batch import Batch
 from recmtl.errors import RunError
 from recmtl.etl.encode import Encoder
 from recmtl.manifest import Manifest, Shard, file_hash, inside
+from recmtl.rows import Chunks, Ints, Layout, MapLike, Rows
 from recmtl.schema import Schema
 from recmtl.statistics import Statistics
 from recmtl.tasks import Tasks
 
 __all__ = ["Loader", "raw_frames", "to_batch"]
 
-Ints = npt.NDArray[np.int64]
-Array = npt.NDArray[Any]
+MOST_THREADS = 8
+"""Threads that decode and permute columns; they sleep while the window before theirs is being cut."""
+GROUPS_PER_TASK = 4
+"""Row groups that a thread decodes at a time: few, so that threads end together; opening a file for each costs 3 %."""
 
 
 def to_batch(frame: pl.DataFrame, schema: Schema, tasks: Tasks | None) -> Batch:
@@ -44,7 +52,8 @@ def to_batch(frame: pl.DataFrame, schema: Schema, tasks: Tasks | None) -> Batch:
         schema: the features that the frame was encoded by.
         tasks: whose labels to take; None when there are none (scoring).
     """
-    return _Rows.from_frame(frame, schema, tasks).to_batch(schema)
+    layout = Layout(schema, tasks)
+    return layout.batch([layout.rows(_columns(frame.to_arrow()), frame.height)])
 
 
 def raw_frames(folder: Path, manifest: Manifest, split: str) -> Iterator[pl.DataFrame]:
@@ -71,13 +80,15 @@ class Loader:
         shuffle_seed: seed of the order; None: source order (train: the order on disk).
         window_rows: rows that are shuffled together, which bounds the memory taken: a window is as many whole row
             groups as fit, at least one.
-        prefetch: batches made ahead by a background thread; 0: none, and no thread.
+        prefetch: batches made ahead by a background thread, which has others decode; 0: none, and no thread.
         verify: check every shard's hash first.
         encoder: score the split's rows with another model: its schema and statistics. Its features are encoded from
             the raw columns that validation and test keep; labels, masks and weights stay this dataset's.
         rank: which part of every batch to yield, of ``world_size`` parts as even as they can be, the longer ones first.
             The order and the batches do not depend on either; the last batch of an epoch may leave a rank no rows.
         world_size: how many ranks share the batches.
+        pin_memory: the background thread moves batches to page-locked memory, for asynchronous copies to the current
+            GPU.
 
     Raises:
         RunError: a shard is gone, damaged or not what the manifest says.
@@ -97,6 +108,7 @@ class Loader:
         encoder: tuple[Schema, Statistics] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -113,6 +125,8 @@ class Loader:
         self.world_size = world_size
         self.tasks = manifest.tasks_
         self.schema = manifest.schema_ if encoder is None else encoder[0]
+        self.pin_memory = pin_memory
+        self._layout = Layout(self.schema, self.tasks)
         self._encoder = None if encoder is None else Encoder(*encoder)
         self._shards = manifest.splits[split].shards
         self._raw_shards = manifest.splits[split].raw_shards
@@ -140,37 +154,85 @@ class Loader:
             RunError: a shard cannot be read, or the dataset was prepared anew in the meantime.
         """
         self._check_unchanged()
-        batches = self._make(number, start)
-        return batches if self.prefetch < 1 else _in_background(batches, self.prefetch)
+        return self._make(number, start) if self.prefetch < 1 else self._in_background(number, start)
 
-    def _make(self, number: int, start: int) -> Iterator[Batch]:
-        """Cut the epoch's order into batches, joining what a window's end leaves over to the next one's beginning."""
-        skip = start * self.batch_size
-        remaining = self.rows - skip  # rows of the epoch from the current batch on
-        have = 0  # rows of the current batch that lay in earlier windows, and those of them that are this rank's
-        parts: list[_Rows] = []
-        for index, window in enumerate(self._windows(number)):
+    def _in_background(self, number: int, start: int) -> Iterator[Batch]:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, min(MOST_THREADS, cores // self.world_size))
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="recmtl-loader")
+        batches = self._make(number, start, pool)
+        if self.pin_memory:
+            batches = _pinned(batches, torch.cuda.current_device())
+        try:
+            yield from _made_ahead(batches, self.prefetch)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _make(self, number: int, start: int, pool: ThreadPoolExecutor | None = None) -> Iterator[Batch]:
+        """Cut the epoch's order into batches, joining what a window's end leaves over to the next one's beginning.
+
+        Args:
+            number: the epoch.
+            start: batches to skip.
+            pool: decodes the next window while this one is cut; None: nothing happens before it is asked for.
+        """
+        in_turn: MapLike = map if pool is None else pool.map
+        waiting = self._planned(number, start)
+
+        def begin() -> tuple[_Plan, Iterator[Chunks]] | None:
+            plan = next(waiting, None)
+            return None if plan is None else (plan, in_turn(self._decoded, _tasks(plan.window)))
+
+        batch, have = start, 0  # the current batch, and those of its rows that lay in earlier windows
+        left: list[Rows] = []
+        begun = begin()
+        while begun is not None:
+            plan, decoded = begun
+            rows = self._layout.rows(_joined(decoded), plan.size, plan.taken, in_turn)
+            begun = begin()
+            position = 0
+            while batch < self.batches:
+                end = position + self._mine(batch) - have
+                if end > rows.size:
+                    break
+                yield self._layout.batch([*left, rows.slice(position, end)])
+                position, have, left = end, 0, []
+                batch += 1
+            if batch < self.batches:  # a copy, which does not keep the window alive
+                left.append(rows.slice(position, rows.size).copy())
+                have += rows.size - position
+            del rows
+
+    def _mine(self, batch: int) -> int:
+        """This rank's rows of a batch."""
+        first, end = _part(min(self.batch_size, self.rows - batch * self.batch_size), self.rank, self.world_size)
+        return end - first
+
+    def _planned(self, number: int, start: int) -> Iterator["_Plan"]:
+        """The windows that hold something of batch ``start`` or a later one."""
+        begin = 0
+        for count, window in enumerate(self._windows(number)):
             size = sum(group.rows for group in window)
-            if skip >= size:
-                skip -= size
-                continue
-            rows = self._read(window)
-            order: Ints | None = None
-            if self.shuffle_seed is not None:
-                order = _generator(self.shuffle_seed, number, 1 + index).permutation(size)
-            position, skip = skip, 0
-            while position < size:
-                wanted = min(self.batch_size, remaining)
-                end = min(position + wanted - have, size)
-                first, last = _part(wanted, self.rank, self.world_size)
-                begin, stop = (min(max(position + edge - have, position), end) for edge in (first, last))
-                parts.append(rows.slice(begin, stop) if order is None else rows.take(order[begin:stop]))
-                have += end - position
-                position = end
-                if have == wanted:
-                    yield _Rows.concat(parts).to_batch(self.schema)
-                    remaining -= wanted
-                    have, parts = 0, []
+            skip = min(max(start * self.batch_size - begin, 0), size)
+            index: Ints | None = None
+            if skip < size:
+                if self.shuffle_seed is not None:
+                    index = _generator(self.shuffle_seed, number, 1 + count).permutation(size)[skip:]
+                elif skip or self.world_size > 1:
+                    index = np.arange(skip, size)
+                if index is not None and self.world_size > 1:
+                    index = index[self._is_mine(np.arange(begin + skip, begin + size))]
+                yield _Plan(window, size, index)
+            begin += size
+
+    def _is_mine(self, positions: Ints) -> npt.NDArray[np.bool_]:
+        """Whether the rows at these positions of the epoch are this rank's."""
+        last = (self.batches - 1) * self.batch_size
+        whole, short = (_part(size, self.rank, self.world_size) for size in (self.batch_size, self.rows - last))
+        place = positions % self.batch_size
+        return np.where(
+            positions < last, (place >= whole[0]) & (place < whole[1]), (place >= short[0]) & (place < short[1])
+        )
 
     def _windows(self, number: int) -> Iterator[list["_RowGroup"]]:
         order: Sequence[int] | Ints = range(len(self._groups))
@@ -203,42 +265,32 @@ class Loader:
                     groups.append(_RowGroup(index, number, rows))
         return groups
 
-    def _read(self, window: list["_RowGroup"]) -> "_Rows":
-        """A window's rows, row group after row group."""
-        columns = _columns(self.schema if self._encoder is None else None, self.tasks)
-        frames = []
-        start = 0
-        while start < len(window):
-            # Row groups that follow each other in the order and share a shard are read in one go.
-            end = start + 1
-            while end < len(window) and window[end].shard == window[start].shard:
-                end += 1
-            shard = window[start].shard
-            numbers = [group.number for group in window[start:end]]
-            frame = self._read_groups(self._shards[shard], numbers, columns)
-            if self._encoder is not None:
-                raw = self._read_groups(self._raw_shards[shard], numbers, None)
-                if raw.height != frame.height:
-                    raise RunError(f"{self.folder / self._raw_shards[shard].path}: not row for row the encoded shard's")
-                frame = pl.concat((self._encoder.rows(raw), frame), how="horizontal")
-            frames.append(_Rows.from_frame(frame, self.schema, self.tasks))
-            start = end
-        return _Rows.concat(frames)
+    def _decoded(self, groups: list["_RowGroup"]) -> Chunks:
+        """The encoded columns of row groups of one shard."""
+        shard, numbers = groups[0].shard, [group.number for group in groups]
+        columns = self._layout.columns if self._encoder is None else self._layout.labels
+        table = self._read_groups(self._shards[shard], numbers, columns)
+        chunks = _columns(table)
+        if self._encoder is not None:
+            raw = pl.from_arrow(self._read_groups(self._raw_shards[shard], numbers, None))
+            assert isinstance(raw, pl.DataFrame)
+            if raw.height != table.num_rows:
+                raise RunError(f"{self.folder / self._raw_shards[shard].path}: not row for row the encoded shard's")
+            chunks |= _columns(self._encoder.rows(raw).to_arrow())
+        return chunks
 
-    def _read_groups(self, shard: Shard, numbers: list[int], columns: list[str] | None) -> pl.DataFrame:
+    def _read_groups(self, shard: Shard, numbers: list[int], columns: Sequence[str] | None) -> pa.Table:
         file = self._open(shard)
         try:
-            found = pl.from_arrow(file.read_row_groups(numbers, columns=columns))
+            return file.read_row_groups(numbers, columns=columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise _unreadable(self.folder, shard, error) from error
         finally:
             file.close()
-        assert isinstance(found, pl.DataFrame)
-        return found
 
     def _open(self, shard: Shard) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(inside(self.folder, shard.path))
+            return pq.ParquetFile(inside(self.folder, shard.path), pre_buffer=False)
         except (OSError, pa.ArrowException) as error:
             raise _unreadable(self.folder, shard, error) from error
 
@@ -276,171 +328,40 @@ class _RowGroup(NamedTuple):
     rows: int
 
 
-@dataclass(frozen=True)
-class _Bags:
-    """Ragged values: row i holds ``values[offsets[i]:offsets[i + 1]]``."""
+class _Plan(NamedTuple):
+    """A window, and which of its rows to take."""
 
-    offsets: Ints
-    values: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32] | None
-
-    def take(self, index: Ints) -> "_Bags":
-        starts = self.offsets[index]
-        lengths = self.offsets[index + 1] - starts
-        offsets = _offsets(lengths)
-        # Position in the old values of each new one: its row's old start plus its place within the row.
-        where = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-        return _Bags(offsets, self.values[where], None if self.weights is None else self.weights[where])
-
-    def slice(self, start: int, end: int) -> "_Bags":
-        offsets = self.offsets[start : end + 1]
-        part = slice(int(offsets[0]), int(offsets[-1]))
-        return _Bags(offsets - offsets[0], self.values[part], None if self.weights is None else self.weights[part])
-
-    @staticmethod
-    def concat(parts: "Sequence[_Bags]") -> "_Bags":
-        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-        weights = [part.weights for part in parts if part.weights is not None]
-        return _Bags(
-            _offsets(lengths),
-            np.concatenate([part.values for part in parts]),
-            np.concatenate(weights) if weights else None,
-        )
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows as NumPy arrays, converted once a window; taking a batch out of them is an index per array."""
-
+    window: list[_RowGroup]
     size: int
-    flat: Mapping[str, Array]
-    """Columns of one entry a row: id:, dense, label:, observed:, weight:, group, row."""
-    bags: Mapping[str, _Bags]
-    """By feature."""
-
-    @classmethod
-    def from_frame(cls, frame: pl.DataFrame, schema: Schema, tasks: Tasks | None) -> "_Rows":
-        size = frame.height
-        flat: dict[str, Array] = {}
-        bags: dict[str, _Bags] = {}
-        for feature in schema.sparse:
-            if feature.kind == "id":
-                flat[f"id:{feature.name}"] = frame[f"id:{feature.name}"].to_numpy()
-            else:
-                weights = frame[f"weights:{feature.name}"] if feature.kind == "weighted_bag" else None
-                bags[feature.name] = _bags(frame[f"bag:{feature.name}"], weights)
-        if schema.dense_width:
-            flat["dense"] = frame["dense"].to_numpy().reshape(size, schema.dense_width)
-        for name in tasks or ():
-            flat[f"label:{name}"] = frame[f"label:{name}"].to_numpy()
-            flat[f"observed:{name}"] = frame[f"observed:{name}"].to_numpy()
-            if f"weight:{name}" in frame.columns:
-                flat[f"weight:{name}"] = frame[f"weight:{name}"].to_numpy()
-        for name in ("group", "row"):
-            flat[name] = frame[name].to_numpy() if name in frame.columns else np.full(size, -1, np.int64)
-        return cls(size, flat, bags)
-
-    def take(self, index: Ints) -> "_Rows":
-        return _Rows(
-            len(index),
-            {name: values[index] for name, values in self.flat.items()},
-            {name: bag.take(index) for name, bag in self.bags.items()},
-        )
-
-    def slice(self, start: int, end: int) -> "_Rows":
-        return _Rows(
-            end - start,
-            {name: values[start:end] for name, values in self.flat.items()},
-            {name: bag.slice(start, end) for name, bag in self.bags.items()},
-        )
-
-    @staticmethod
-    def concat(parts: "Sequence[_Rows]") -> "_Rows":
-        if len(parts) == 1:
-            return parts[0]
-        return _Rows(
-            sum(part.size for part in parts),
-            {name: np.concatenate([part.flat[name] for part in parts]) for name in parts[0].flat},
-            {name: _Bags.concat([part.bags[name] for part in parts]) for name in parts[0].bags},
-        )
-
-    def to_batch(self, schema: Schema) -> Batch:
-        keys = tuple(feature.name for feature in schema.sparse)
-        total = self.size * (len(keys) - len(self.bags)) + sum(len(bag.values) for bag in self.bags.values())
-        values = np.empty(total, np.int64)
-        lengths = np.ones((len(keys), self.size), np.int32)
-        weights = np.ones(total, np.float32) if schema.of_kind("weighted_bag") else None
-        end = 0
-        for position, name in enumerate(keys):
-            bag = self.bags.get(name)
-            start = end
-            if bag is None:
-                end = start + self.size
-                values[start:end] = self.flat[f"id:{name}"]
-                continue
-            end = start + len(bag.values)
-            values[start:end] = bag.values
-            lengths[position] = np.diff(bag.offsets)
-            if weights is not None and bag.weights is not None:
-                weights[start:end] = bag.weights
-        sparse = SparseBatch(
-            keys=keys,
-            values=torch.from_numpy(values),
-            lengths=torch.from_numpy(lengths.reshape(-1)),
-            weights=None if weights is None else torch.from_numpy(weights),
-        )
-        tensors = {name: _tensor(column) for name, column in self.flat.items() if not name.startswith("id:")}
-        return Batch(
-            size=self.size,
-            sparse=sparse,
-            dense=tensors.get("dense", torch.empty(self.size, 0)),
-            labels=_with_prefix(tensors, "label:"),
-            observed=_with_prefix(tensors, "observed:"),
-            weights=_with_prefix(tensors, "weight:"),
-            group=tensors["group"],
-            row=tensors["row"],
-        )
+    taken: Ints | None
+    """Places in the window, in the order wanted; None: all of them, in order."""
 
 
-def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _tasks(window: list[_RowGroup]) -> list[list[_RowGroup]]:
+    """A window in pieces that one thread decodes at a time, each of row groups of one shard."""
+    tasks = []
+    for _, groups in groupby(window, key=lambda group: group.shard):
+        shard = list(groups)
+        tasks += [shard[start : start + GROUPS_PER_TASK] for start in range(0, len(shard), GROUPS_PER_TASK)]
+    return tasks
 
 
-def _tensor(values: Array) -> torch.Tensor:
-    # Arrow's memory is read-only and torch warns of it: a view of it is copied, what was indexed out of it is not.
-    return torch.from_numpy(values if values.flags.writeable and values.flags.c_contiguous else values.copy())
+def _joined(parts: Iterable[Chunks]) -> dict[str, list[pa.Array]]:
+    found: dict[str, list[pa.Array]] = {}
+    for part in parts:
+        for name, chunks in part.items():
+            found.setdefault(name, []).extend(chunks)
+    return found
 
 
-def _bags(values: pl.Series, weights: pl.Series | None) -> _Bags:
-    flat = values.explode(empty_as_null=False).to_numpy()
-    return _Bags(
-        _offsets(values.list.len().to_numpy()),
-        flat,
-        None if weights is None else weights.explode(empty_as_null=False).to_numpy(),
-    )
+def _columns(table: pa.Table) -> dict[str, list[pa.Array]]:
+    return {name: table.column(name).chunks for name in table.column_names}
 
 
-def _offsets(lengths: Array) -> Ints:
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
-
-
-def _columns(schema: Schema | None, tasks: Tasks) -> list[str] | None:
-    """The encoded columns to read; without a schema, those that are not features."""
-    columns = []
-    if schema is not None:
-        for feature in schema.sparse:
-            columns.append(f"{'id' if feature.kind == 'id' else 'bag'}:{feature.name}")
-            if feature.kind == "weighted_bag":
-                columns.append(f"weights:{feature.name}")
-        if schema.dense_width:
-            columns.append("dense")
-    for name, task in tasks.items():
-        columns += [f"label:{name}", f"observed:{name}"]
-        if task.weight_column is not None:
-            columns.append(f"weight:{name}")
-    return [*columns, "group", "row"]
+def _pinned(batches: Iterator[Batch], device: int) -> Iterator[Batch]:
+    torch.cuda.set_device(device)  # each thread has its own current device, and pinning needs one
+    for batch in batches:
+        yield batch.pin_memory()
 
 
 def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
@@ -459,7 +380,7 @@ class _End:
     """No more batches."""
 
 
-def _in_background(batches: Iterator[Batch], ahead: int) -> Iterator[Batch]:
+def _made_ahead(batches: Iterator[Batch], ahead: int) -> Iterator[Batch]:
     """The same batches, made by a thread that stays at most ``ahead`` of the consumer and ends with the iterator."""
     made: queue.Queue[Batch | _Failed | _End] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()

@@ -1,0 +1,291 @@
+"""Encoded columns to rows, and rows to batches, without a Python loop over rows.
+
+In: the columns of an encoded shard (:mod:`recmtl.manifest`), as Arrow arrays. Out: :class:`Rows`, a few matrices, and
+:class:`~recmtl.batch.Batch` objects, which are copied slices of them.
+
+The ids are one matrix, feature-major as a batch has them, so that a batch costs a copy per matrix whatever the number
+of features. Rows are permuted column by column when the matrices are filled, and not batch by batch later: the column
+being permuted (4 MB for a million ids) stays in the processor's cache, the whole of a window does not.
+
+Dimensions: R rows, N columns of ``Batch.dense``, T tasks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from recmtl.batch import Batch, SparseBatch
+from recmtl.schema import Schema
+from recmtl.tasks import Tasks
+
+__all__ = ["Bags", "Chunks", "Ints", "Layout", "MapLike", "Rows"]
+
+Array = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
+Chunks = Mapping[str, list[pa.Array]]
+"""Encoded column to its values, in one piece or several."""
+
+
+class MapLike(Protocol):
+    """``map``, or that of an executor."""
+
+    def __call__(self, function: Callable[..., Any], arguments: Sequence[Any], /) -> Iterator[Any]:
+        """The results, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Ragged values: row i holds ``values[offsets[i]:offsets[i + 1]]``."""
+
+    offsets: Ints
+    values: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32] | None
+
+    @staticmethod
+    def from_chunks(values: Sequence[pa.Array], weights: Sequence[pa.Array] | None) -> "Bags":
+        """Lists, and a weight per value or none."""
+        return Bags(
+            _offsets(_joined([np.diff(chunk.offsets.to_numpy()) for chunk in values], np.int64)),
+            _joined([chunk.flatten().to_numpy() for chunk in values], np.int32),
+            None if weights is None else _joined([chunk.flatten().to_numpy() for chunk in weights], np.float32),
+        )
+
+    def take(self, index: Ints) -> "Bags":
+        """The rows at these places, copied."""
+        starts = self.offsets[index]
+        lengths = self.offsets[index + 1] - starts
+        offsets = _offsets(lengths)
+        # Position in the old values of each new one: its row's old start plus its place within the row.
+        where = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        return Bags(offsets, self.values[where], None if self.weights is None else self.weights[where])
+
+    def slice(self, start: int, end: int) -> "Bags":
+        """Some rows; the values are a view."""
+        offsets = self.offsets[start : end + 1]
+        part = slice(int(offsets[0]), int(offsets[-1]))
+        return Bags(offsets - offsets[0], self.values[part], None if self.weights is None else self.weights[part])
+
+    def copy(self) -> "Bags":
+        """The same, in memory of its own."""
+        return Bags(self.offsets.copy(), self.values.copy(), None if self.weights is None else self.weights.copy())
+
+    @property
+    def lengths(self) -> Ints:
+        """Values of each row."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R rows as a few matrices."""
+
+    size: int
+    """R."""
+    ids: npt.NDArray[np.int32]
+    """(features of kind id, R)."""
+    dense: npt.NDArray[np.float32]
+    """(R, N)."""
+    labels: npt.NDArray[np.float32]
+    """(T, R)."""
+    observed: npt.NDArray[np.bool_]
+    """(T, R)."""
+    weights: npt.NDArray[np.float32]
+    """(tasks that have row weights, R)."""
+    keys: Ints
+    """(2, R): group and row."""
+    bags: Mapping[str, Bags]
+    """By feature."""
+
+    def slice(self, start: int, end: int) -> "Rows":
+        """Some rows; views."""
+        return Rows(
+            end - start,
+            self.ids[:, start:end],
+            self.dense[start:end],
+            self.labels[:, start:end],
+            self.observed[:, start:end],
+            self.weights[:, start:end],
+            self.keys[:, start:end],
+            {name: bags.slice(start, end) for name, bags in self.bags.items()},
+        )
+
+    def copy(self) -> "Rows":
+        """The same, in memory of its own."""
+        return Rows(
+            self.size,
+            self.ids.copy(),
+            self.dense.copy(),
+            self.labels.copy(),
+            self.observed.copy(),
+            self.weights.copy(),
+            self.keys.copy(),
+            {name: bags.copy() for name, bags in self.bags.items()},
+        )
+
+
+class Layout:
+    """What the encoded columns are, and where in a batch they go.
+
+    Args:
+        schema: the features.
+        tasks: whose labels there are; None: none.
+    """
+
+    def __init__(self, schema: Schema, tasks: Tasks | None) -> None:
+        self._sparse = tuple(feature.name for feature in schema.sparse)
+        self._ids = {feature.name: i for i, feature in enumerate(schema.of_kind("id"))}
+        self._bags = {f.name: f.kind == "weighted_bag" for f in schema.of_kind("bag", "weighted_bag")}
+        self._dense_width = schema.dense_width
+        self._tasks = tuple(tasks or ())
+        self._weighted = tuple(name for name, task in (tasks or {}).items() if task.weight_column is not None)
+        self.labels = [
+            *(f"{what}:{name}" for name in self._tasks for what in ("label", "observed")),
+            *(f"weight:{name}" for name in self._weighted),
+            "group",
+            "row",
+        ]
+        """The encoded columns that are no features."""
+        self.columns = [
+            *(f"id:{name}" for name in self._ids),
+            *(f"bag:{name}" for name in self._bags),
+            *(f"weights:{name}" for name, weighted in self._bags.items() if weighted),
+            *(["dense"] if self._dense_width else []),
+            *self.labels,
+        ]
+        """All encoded columns."""
+
+    def rows(self, columns: Chunks, size: int, index: Ints | None = None, in_turn: MapLike = map) -> Rows:
+        """Columns to rows.
+
+        Args:
+            columns: :attr:`columns`; ``group`` and ``row`` may be absent (-1 then). A column is let go of as soon as
+                it is copied, so that memory is taken once where the caller holds none of it.
+            size: rows in the columns.
+            index: which rows to take, in which order; None: all of them.
+            in_turn: ``map``, or that of an executor, for a column at a time.
+        """
+        left = dict(columns)
+        del columns
+        bags: dict[str, Bags] = {}
+        taken = size if index is None else len(index)
+        rows = Rows(
+            taken,
+            ids=np.empty((len(self._ids), taken), np.int32),
+            dense=np.empty((taken, self._dense_width), np.float32),
+            labels=np.empty((len(self._tasks), taken), np.float32),
+            observed=np.empty((len(self._tasks), taken), np.bool_),
+            weights=np.empty((len(self._weighted), taken), np.float32),
+            keys=np.full((2, taken), -1, np.int64),
+            bags=bags,
+        )
+        places: dict[str, Array] = {"dense": rows.dense} if self._dense_width else {}  # the longest task goes first
+        places |= {f"id:{name}": rows.ids[i] for name, i in self._ids.items()}
+        places |= {f"label:{name}": rows.labels[i] for i, name in enumerate(self._tasks)}
+        places |= {f"observed:{name}": rows.observed[i] for i, name in enumerate(self._tasks)}
+        places |= {f"weight:{name}": rows.weights[i] for i, name in enumerate(self._weighted)}
+        places |= {name: rows.keys[i] for i, name in enumerate(("group", "row")) if name in left}
+
+        def fill(name: str) -> None:
+            _fill(places[name], left.pop(name), size, index)
+
+        def bag(name: str) -> Bags:
+            weights = left.pop(f"weights:{name}") if self._bags[name] else None
+            found = Bags.from_chunks(left.pop(f"bag:{name}"), weights)
+            return found if index is None else found.take(index)
+
+        for _ in in_turn(fill, list(places)):
+            pass
+        bags |= zip(self._bags, in_turn(bag, list(self._bags)), strict=True)
+        return rows
+
+    def batch(self, parts: Sequence[Rows]) -> Batch:
+        """Rows, one part after the other, as one batch in memory of its own."""
+        size = sum(part.size for part in parts)
+        labels, observed, weights, keys = (
+            torch.from_numpy(np.concatenate([getattr(part, name) for part in parts], axis=1))
+            for name in ("labels", "observed", "weights", "keys")
+        )
+        return Batch(
+            size=size,
+            sparse=self._sparse_batch(parts, size),
+            dense=torch.from_numpy(np.concatenate([part.dense for part in parts])),
+            labels=dict(zip(self._tasks, labels.unbind(), strict=True)),
+            observed=dict(zip(self._tasks, observed.unbind(), strict=True)),
+            weights=dict(zip(self._weighted, weights.unbind(), strict=True)),
+            group=keys[0],
+            row=keys[1],
+        )
+
+    def _sparse_batch(self, parts: Sequence[Rows], size: int) -> SparseBatch:
+        if not self._bags:
+            ids = np.concatenate([part.ids for part in parts], axis=1, dtype=np.int64)
+            ones = torch.ones(len(self._sparse) * size, dtype=torch.int32)
+            return SparseBatch(self._sparse, torch.from_numpy(ids).view(-1), ones, sizes=(size,) * len(self._sparse))
+        values: list[Array] = []
+        weights: list[Array] = []
+        lengths = np.ones((len(self._sparse), size), np.int32)
+        sizes = []
+        for i, name in enumerate(self._sparse):
+            if name in self._ids:
+                pieces: list[Array] = [part.ids[self._ids[name]] for part in parts]
+            else:
+                bags = [part.bags[name] for part in parts]
+                pieces = [each.values for each in bags]
+                lengths[i] = np.concatenate([each.lengths for each in bags])
+            values += pieces
+            if self._bags.get(name):
+                weights += [each.weights for each in bags if each.weights is not None]
+            else:
+                weights += [np.ones(len(piece), np.float32) for piece in pieces]
+            sizes.append(sum(map(len, pieces)))
+        return SparseBatch(
+            keys=self._sparse,
+            values=torch.from_numpy(np.concatenate(values, dtype=np.int64)),
+            lengths=torch.from_numpy(lengths.reshape(-1)),
+            weights=torch.from_numpy(np.concatenate(weights)) if any(self._bags.values()) else None,
+            sizes=tuple(sizes),
+        )
+
+
+def _fill(out: Array, chunks: Sequence[pa.Array], size: int, index: Ints | None) -> None:
+    """Copy a column of ``size`` entries, or those of them at ``index``, into ``out``."""
+    if index is None:
+        whole = out
+    elif len(chunks) == 1:
+        whole = _array(chunks[0], out.shape[1:])
+    else:
+        whole = np.empty((size, *out.shape[1:]), out.dtype)
+    if index is None or len(chunks) > 1:
+        start = 0
+        for chunk in chunks:
+            whole[start : start + len(chunk)] = _array(chunk, out.shape[1:])
+            start += len(chunk)
+    if index is not None:
+        np.take(whole, index, axis=0, out=out, mode="clip")  # any other mode would fill a copy of `out` first
+
+
+def _array(chunk: pa.Array, shape: tuple[int, ...]) -> Array:
+    """Arrow's memory as NumPy's, row by row of this shape; it may be read-only."""
+    if pa.types.is_boolean(chunk.type):
+        bits: Array = chunk.cast(pa.uint8()).to_numpy()
+        return bits.view(np.bool_)
+    if pa.types.is_fixed_size_list(chunk.type):
+        chunk = chunk.flatten()
+    found: Array = chunk.to_numpy()
+    return found.reshape(-1, *shape) if shape else found
+
+
+def _joined(pieces: Sequence[Array], dtype: npt.DTypeLike) -> Array:
+    return np.concatenate(pieces, dtype=dtype) if pieces else np.empty(0, dtype)
+
+
+def _offsets(lengths: Array) -> Ints:
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
