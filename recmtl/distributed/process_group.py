@@ -129,6 +129,15 @@ class Ranks:
         if self.rank == 0:
             self._store.set(turn, "over")
 
+    def leave(self) -> None:
+        """End the group once all are done, rank 0 last: the store may be its own."""
+        self.barrier()
+        dist.destroy_process_group()
+        self._store.add(_LEFT, 1)
+        until = time.monotonic() + 10
+        while self.rank == 0 and self._store.add(_LEFT, 0) < self.size and time.monotonic() < until:
+            time.sleep(0.005)
+
     def fail(self, error: BaseException) -> BaseException:
         """Note in the job's store why this rank ends, unless another one has done so.
 
@@ -147,7 +156,7 @@ class Ranks:
             return error
 
 
-_COUNT, _FAILED = "recmtl/failures", "recmtl/failed"
+_COUNT, _FAILED, _LEFT = "recmtl/failures", "recmtl/failed", "recmtl/left"
 
 
 class _Sum(torch.autograd.Function):
@@ -189,7 +198,7 @@ def joined() -> Iterator[Group]:
             raise
         raise ended from error
     else:
-        dist.destroy_process_group()
+        ranks.leave()
     finally:
         _joined.pop()
 

@@ -1,6 +1,6 @@
 """A model's predictions beside the labels, for a whole split. In: model and loader. Out: :class:`Scored`, in NumPy."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from recmtl.errors import RunError
+from recmtl.group import ONE, Group
 from recmtl.loading import Loader
 from recmtl.model import Model
 from recmtl.progress import Progress, Silent
@@ -38,7 +39,12 @@ class Scored:
 
 
 def score(
-    model: Model, loader: Loader, *, device: torch.device | str = "cpu", progress: Progress | None = None
+    model: Model,
+    loader: Loader,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    group: Group = ONE,
 ) -> Scored:
     """Predict every row of the loader's split, in its order.
 
@@ -47,14 +53,17 @@ def score(
 
     Args:
         model: already on ``device``.
-        loader: one epoch of it is read.
+        loader: one epoch of it is read; of several ranks, each has its part of every batch.
         device: where the model is.
         progress: shows a bar.
+        group: the ranks that share the loader's batches; each gets all rows, in the split's order.
 
     Raises:
         RunError: a prediction is not finite.
     """
     columns: dict[str, list[NDArray[np.generic]]] = {}
+    sizes: list[int] = []
+    done = 0
     was_training = model.training
     model.eval()
     kind = torch.device(device).type
@@ -70,10 +79,27 @@ def score(
                         columns.setdefault(f"{role}:{name}", []).append(values.cpu().numpy())
                 columns.setdefault("group", []).append(batch.group.cpu().numpy())
                 columns.setdefault("row", []).append(batch.row.cpu().numpy())
-                shown.advance(batch.size)
+                sizes.append(batch.size)
+                whole = min(loader.batch_size, loader.rows - done)
+                shown.advance(whole)
+                done += whole
     finally:
         model.train(was_training)
-    return _scored(columns, loader)
+    order = _order(np.array(sizes, np.int64), group)
+    return _scored(columns, loader, lambda rows: group.gather(rows)[order])
+
+
+def _order(sizes: NDArray[np.int64], group: Group) -> NDArray[np.intp] | slice:
+    """Where the split's rows are among those that ``group.gather`` lays end to end, rank after rank.
+
+    Args:
+        sizes: rows of this rank in each batch.
+        group: the ranks.
+    """
+    if group.size == 1:
+        return slice(None)
+    batch = np.tile(np.arange(len(sizes)), group.size)
+    return np.argsort(np.repeat(batch, group.gather(sizes)), kind="stable")
 
 
 def _finite(name: str, values: torch.Tensor) -> NDArray[np.float32]:
@@ -86,9 +112,13 @@ def _finite(name: str, values: torch.Tensor) -> NDArray[np.float32]:
     return array
 
 
-def _scored(columns: Mapping[str, list[NDArray[np.generic]]], loader: Loader) -> Scored:
+def _scored(
+    columns: Mapping[str, list[NDArray[np.generic]]],
+    loader: Loader,
+    gather: Callable[[NDArray[Any]], NDArray[Any]],
+) -> Scored:
     def joined(name: str, dtype: str) -> NDArray[Any]:
-        return np.concatenate([np.empty(0, dtype), *columns.get(name, [])]).astype(dtype, copy=False)
+        return gather(np.concatenate([np.empty(0, dtype), *columns.get(name, [])]).astype(dtype, copy=False))
 
     def role(prefix: str, names: Iterable[str], dtype: str = "float32") -> dict[str, NDArray[Any]]:
         return {name: joined(f"{prefix}:{name}", dtype) for name in names}

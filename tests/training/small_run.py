@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from recmtl.balancing import BALANCERS, build_balancer
 from recmtl.batch import Batch, SparseBatch
+from recmtl.group import ONE
 from recmtl.model import ModelConfig, build_model
 from recmtl.progress import Silent
 from recmtl.schema import Feature, Schema
@@ -130,14 +131,14 @@ class SmallRun:
     def config(self, **settings) -> TrainingConfig:
         return TrainingConfig(**{"epochs": 2, "batch_size": 64, "device": "cpu", "log_every": 5, **settings})
 
-    def model(self, config: TrainingConfig, **tower):
+    def model(self, config: TrainingConfig, group=ONE, **tower):
         return build_model(
             ModelConfig(tower={**self.tower, **tower}),
             self.schema,
             self.tasks,
             self.statistics,
             seed=config.seed,
-            tables=make_tables(config.sparse, "cpu"),
+            tables=make_tables(config.sparse, "cpu", batch_size=config.batch_size, group=group),
         )
 
     def balancer(self, kind: str = "fixed", **settings):

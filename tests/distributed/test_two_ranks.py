@@ -1,0 +1,49 @@
+"""Two ranks, each on its part of every batch, end where one process on whole batches does."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent))  # ranks.py is also run as a script
+from ranks import CASES, MMOE, finish, small_run, start, train_case
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The folder of two ranks' results: one job for the module."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    finish(start(Path(__file__).parent / "ranks.py", 2, [folder]))
+    return folder
+
+
+def flat(values):
+    return {
+        f"{key}.{inner}": number
+        for key, value in values.items()
+        for inner, number in (value.items() if isinstance(value, dict) else [("", value)])
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_are_one(two_ranks, tmp_path, name):
+    told, weights = train_case(name, tmp_path)
+    together = json.loads((two_ranks / f"{name}.json").read_text())
+    assert len(together["curves"]) == len(told["curves"]) == 12  # ten steps, two epochs
+    for one, two in zip(told["curves"], together["curves"], strict=True):
+        assert two == pytest.approx(one, rel=2e-4, abs=1e-6)
+    for one, two in zip(told["history"], together["history"], strict=True):
+        for part in ("train", "validation"):
+            assert flat(two[part]) == pytest.approx(flat(one[part]), rel=2e-4)
+    tensors = load_file(two_ranks / f"{name}.safetensors")
+    small = small_run()
+    small.tower = CASES[name].get("tower", MMOE)
+    start_at = small.model(small.config(sparse=CASES[name]["sparse"])).tensors()
+    for key, weight in weights.items():
+        moved = (weight - start_at[key]).abs().max()
+        torch.testing.assert_close(
+            tensors[key], weight, rtol=1e-4, atol=2e-4 * float(moved) + 1e-7, msg=lambda m, key=key: f"{key}: {m}"
+        )
