@@ -29,10 +29,12 @@ from torch import Tensor
 from recmtl.balancing import Balancer, Cut
 from recmtl.batch import Batch
 from recmtl.errors import RunError, UserError
+from recmtl.features import Pieces
 from recmtl.group import ONE, Group, join
 from recmtl.metrics import METRICS
 from recmtl.model import Model
 from recmtl.progress import Bar, Progress
+from recmtl.training.allocator import keep_freed_memory
 from recmtl.training.checkpoint import Checkpoint, Checkpoints
 from recmtl.training.config import EarlyStoppingConfig, TrainingConfig, resolve_device, resolve_precision
 from recmtl.training.optimizers import DenseOptimizer, sparse_optimizer
@@ -122,7 +124,7 @@ def train(
     """
     if loader.batches == 0:
         raise UserError("training: the training split has no rows; see the manifest's rejected and masked counts")
-    checkpoints = Checkpoints(folder, keep=config.checkpoint.keep, identity=identity, progress=progress)
+    checkpoints = Checkpoints(folder, keep=config.checkpoint.keep, identity=identity, progress=progress, group=group)
     trainer = _Trainer(model, balancer, loader, config, checkpoints, tracker, validate, progress, group)
     devices = [trainer.device] if trainer.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -163,6 +165,7 @@ class _Trainer:
         group: Group,
     ) -> None:
         # Where, how and with whom
+        keep_freed_memory()
         self.config = config
         self.group = group
         self.device = resolve_device(config.device)
@@ -280,9 +283,7 @@ class _Trainer:
         self.position.seconds += now - self.clock
         self.clock = now
         self.sums, self.logged = self._at_rank_0(self.sums), self._at_rank_0(self.logged)
-        tensors = self._tensors()
-        if self.group.rank == 0:
-            self.checkpoints.save(self.position.step, tensors, vars(self.position))
+        self.checkpoints.save(self.position.step, self._tensors(), vars(self.position))
         self.saved_at = time.monotonic()
 
     # One step, in parts
@@ -477,9 +478,7 @@ class _Trainer:
         score = monitored_score(stopping, metrics)
         if position.best_score is None or score > position.best_score + stopping.min_delta:
             position.best_score, position.best_epoch, position.epochs_since_best = score, position.epoch, 0
-            tensors = self.model.tensors()
-            name = self.checkpoints.save_best(position.step, tensors) if self.group.rank == 0 else None
-            position.best = self.group.broadcast(name)
+            position.best = self.checkpoints.save_best(position.step, self.model.pieces())
         else:
             position.epochs_since_best += 1
         position.finished = position.finished or position.epochs_since_best >= stopping.patience
@@ -488,7 +487,7 @@ class _Trainer:
     def _trained(self, resumed: bool) -> Trained:
         position = self.position
         if position.best is not None and position.best_epoch != position.epoch:
-            self.model.load_tensors(self.checkpoints.load_best(position.best))
+            self.model.load_pieces(self.checkpoints.load_best(position.best))
         self.model.eval()
         return Trained(
             model=self.model,
@@ -508,9 +507,9 @@ class _Trainer:
         total = self.group.sum(sums)
         return total if self.group.rank == 0 else torch.zeros_like(total)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _tensors(self) -> dict[str, Tensor | Pieces]:
         return {
-            **{f"model/{name}": tensor for name, tensor in self.model.tensors().items()},
+            **{f"model/{name}": tensor for name, tensor in self.model.pieces().items()},
             **{f"sparse/{name}": tensor for name, tensor in self.sparse.state().items()},
             **{f"dense/{name}": tensor for name, tensor in self.dense.state().items()},
             **{f"balancer/{name}": tensor for name, tensor in self.balancer.state_dict().items()},
@@ -519,17 +518,15 @@ class _Trainer:
         }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in checkpoint.tensors.items():
-            part, _, name = key.partition("/")
-            parts.setdefault(part, {})[name] = tensor
-        self.model.load_tensors(parts["model"])
-        self.sparse.load_state(parts.get("sparse", {}))
-        self.dense.load_state(parts.get("dense", {}))
-        self.balancer.load_state_dict(parts.get("balancer", {}))
+        saved = checkpoint.tensors
+        self.model.load_pieces(saved.part("model"))
+        self.sparse.load_state(saved.part("sparse"))
+        self.dense.load_state(saved.part("dense").whole())
+        self.balancer.load_state_dict(saved.part("balancer").whole())
+        running = saved.part("running").whole()
         mine = float(self.group.rank == 0)
-        self.sums = parts["running"]["sums"].to(self.device) * mine
-        self.logged = parts["running"]["logged"].to(self.device) * mine
+        self.sums = running["sums"].to(self.device) * mine
+        self.logged = running["logged"].to(self.device) * mine
         known = {entry.name for entry in fields(_Position)}
         self.position = _Position(**{key: value for key, value in checkpoint.state.items() if key in known})
         if self.position.finished:
