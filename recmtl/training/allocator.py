@@ -1,8 +1,8 @@
 """Freed memory stays with the process while it trains, so that a step does not fetch its activations page by page.
 
-A step allocates and frees tensors of tens of megabytes. glibc hands such blocks back to the kernel at once, and the next
-step pays a page fault for every 4 KiB of them: a tenth of a step on a CPU (benchmarks/NOTES.md). What training needs at
-most is the same either way; it is only not given back in between.
+A step allocates and frees tensors of tens of megabytes. glibc hands such blocks back to the kernel at once, and the
+next step pays a page fault for every 4 KiB of them: a tenth of a step on a CPU (benchmarks/NOTES.md). What training
+needs at most is the same either way; it is only not given back in between.
 """
 
 import ctypes
