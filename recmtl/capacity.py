@@ -350,6 +350,8 @@ def _table_rows(schema: Schema, statistics: Statistics | None, given: Mapping[st
         return given[name], "--rows"
     if table.hash_buckets is not None:
         return table.hash_buckets + 2, "hash_buckets"
+    if table.managed is not None:
+        return table.managed.rows + 2, "managed"
     if statistics is not None:
         return statistics.tables[name].rows, "prepared data"
     raise UserError(
@@ -491,7 +493,7 @@ def _measure(config: RunConfig, facts: _Facts, machine: Machine) -> Dense:
 def _tiny(config: RunConfig, facts: _Facts) -> Model:
     """The model itself but for the number of its tables' rows, which no dense shape depends on."""
     features = [
-        feature.model_copy(update={"hash_buckets": None}) if feature.sparse else feature
+        feature.model_copy(update={"hash_buckets": None, "managed": None}) if feature.sparse else feature
         for feature in facts.schema.values()
     ]
     statistics = replace(facts.statistics, tables={name: Vocabulary((), ()) for name in facts.schema.tables})

@@ -17,8 +17,8 @@ The layout that it describes::
 Columns of an encoded shard (names of features and tasks are :data:`recmtl.settings.Name`, so nothing clashes):
 
 =================== ================ =========================================================================
-``id:FEATURE``      Int32            table row of an id feature
-``bag:FEATURE``     List(Int32)      table rows of a bag or weighted bag
+``id:FEATURE``      Int32            table row of an id feature; Int64, a hash, where its table is managed
+``bag:FEATURE``     List(Int32)      table rows of a bag or weighted bag; List(Int64) likewise
 ``weights:FEATURE`` List(Float32)    weighted bag: a weight per value (for pooling mean they sum to 1)
 ``dense``           Array(Float32)   ``schema.dense_width`` columns; absent when that is 0
 ``label:TASK``      Float32          as in :class:`recmtl.batch.Batch`; 0 where not observed

@@ -13,14 +13,29 @@ from pydantic import Field, model_validator
 from recmtl.errors import UserError
 from recmtl.settings import Name, Settings
 
-__all__ = ["MISSING", "UNSEEN", "Feature", "FeatureKind", "Schema", "Table"]
+__all__ = ["MISSING", "UNSEEN", "Eviction", "Feature", "FeatureKind", "Managed", "Schema", "Table"]
 
 FeatureKind = Literal["id", "bag", "weighted_bag", "number", "vector"]
+Eviction = Literal["lru", "lfu", "distance_lfu"]
 
 MISSING = 0
 """Row of every embedding table that stands for a missing id."""
 UNSEEN = 1
 """Row of every embedding table that stands for an id not kept in training (with hashing: never used)."""
+
+
+class Managed(Settings):
+    """A table of bounded size for ids without bound: while training, the most useful ids get rows of their own, and
+    lose them again. No vocabulary is kept; the ids are hashed to 63 bits."""
+
+    rows: int = Field(ge=1)
+    """How many ids can have a row at a time."""
+    eviction: Eviction = "distance_lfu"
+    """Which ids keep their rows: those seen last (lru), most often (lfu), or most often for how long ago it was
+    (distance_lfu: count over steps since the last time)."""
+    every: int = Field(default=100, ge=1)
+    """Steps between two decisions; until the first one all ids share the row of unseen ones. A decision sorts all
+    rows."""
 
 
 class Feature(Settings):
@@ -41,6 +56,8 @@ class Feature(Settings):
     """Values seen fewer times than this in training are treated as unseen."""
     hash_buckets: int | None = Field(default=None, ge=2)
     """Hash the values into this many rows and keep no vocabulary: for huge id spaces."""
+    managed: Managed | None = None
+    """For ids without bound: rows are given to ids, and taken from them, while training."""
     separator: str | None = Field(default=None, min_length=1)
     """bag, weighted_bag: splits a text column into values; a list column needs none."""
     weight_separator: str = Field(default=":", min_length=1)
@@ -67,6 +84,7 @@ class Feature(Settings):
             "table": ("id", "bag", "weighted_bag"),
             "embedding_dim": ("id", "bag", "weighted_bag"),
             "hash_buckets": ("id", "bag", "weighted_bag"),
+            "managed": ("id", "bag", "weighted_bag"),
             "separator": ("bag", "weighted_bag"),
             "weights": ("weighted_bag",),
             "max_length": ("bag", "weighted_bag"),
@@ -77,6 +95,12 @@ class Feature(Settings):
                 raise ValueError(
                     f"feature {self.name}: `{field}` belongs to kind {' or '.join(kinds)}, not {self.kind}"
                 )
+        if self.managed is not None and self.hash_buckets is not None:
+            raise ValueError(f"feature {self.name}: `managed` and `hash_buckets` exclude each other")
+        if self.managed is not None and self.min_count > 1:
+            raise ValueError(
+                f"feature {self.name}: `min_count` belongs to a vocabulary, and `managed` keeps none; leave it out"
+            )
         if self.transform != "none" and self.kind != "number":
             raise ValueError(f"feature {self.name}: `transform` belongs to kind number, not {self.kind}")
         if self.kind == "vector" and self.dim is None:
@@ -101,6 +125,7 @@ class Table(Settings):
     embedding_dim: int
     min_count: int
     hash_buckets: int | None
+    managed: Managed | None
     features: tuple[str, ...]
     """The features that read it, in config order."""
 
@@ -134,14 +159,16 @@ class Schema(Mapping[str, Feature]):
                 embedding_dim=feature.embedding_dim or self.DEFAULT_EMBEDDING_DIM,
                 min_count=feature.min_count,
                 hash_buckets=feature.hash_buckets,
+                managed=feature.managed,
                 features=(feature.name,),
             )
             return
-        asked = (feature.embedding_dim or table.embedding_dim, feature.min_count, feature.hash_buckets)
-        if asked != (table.embedding_dim, table.min_count, table.hash_buckets):
+        width = feature.embedding_dim or table.embedding_dim
+        asked = (width, feature.min_count, feature.hash_buckets, feature.managed)
+        if asked != (table.embedding_dim, table.min_count, table.hash_buckets, table.managed):
             raise UserError(
                 f"features.{feature.name}: shares table {table.name!r} with {table.features[0]!r}, so both must state "
-                "the same embedding_dim, min_count and hash_buckets"
+                "the same embedding_dim, min_count, hash_buckets and managed"
             )
         self.tables[table.name] = table.model_copy(update={"features": (*table.features, feature.name)})
 

@@ -22,6 +22,7 @@ __all__ = ["Encoder", "bag_values", "canonical", "encode", "number", "stable_has
 
 _RESERVED = 2
 _BAG = pl.List(pl.Int32)
+_HASHED_BAG = pl.List(pl.Int64)
 _WEIGHTS = pl.List(pl.Float32)
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -83,7 +84,8 @@ class Encoder:
     def _id(self, feature: Feature, types: pl.Schema) -> pl.Expr:
         assert feature.table is not None
         text = _canonical_column(feature, types)
-        return pl.when(text.is_null()).then(pl.lit(MISSING, pl.Int32)).otherwise(self._lookups[feature.table](text))
+        missing = pl.lit(MISSING, pl.Int32 if feature.managed is None else pl.Int64)
+        return pl.when(text.is_null()).then(missing).otherwise(self._lookups[feature.table](text))
 
     def _bag(self, feature: Feature, types: pl.Schema) -> pl.Expr:
         assert feature.table is not None
@@ -91,7 +93,8 @@ class Encoder:
         if feature.max_length is not None:
             kept = kept.list.head(feature.max_length)
         rows = kept.list.eval(self._lookups[feature.table](pl.element()))
-        return rows.fill_null(pl.lit([MISSING], dtype=_BAG)).cast(_BAG)
+        dtype = _bag_type(feature)
+        return rows.fill_null(pl.lit([MISSING], dtype=dtype)).cast(dtype)
 
     def _weighted_bag(self, feature: Feature, types: pl.Schema) -> tuple[pl.Expr, pl.Expr]:
         assert feature.table is not None
@@ -105,8 +108,9 @@ class Encoder:
         if feature.pooling == "mean":
             total = pl.element().abs().sum()
             weights = weights.list.eval(pl.element() / pl.when(total > 0).then(total).otherwise(1.0))
+        dtype = _bag_type(feature)
         return (
-            rows.fill_null(pl.lit([MISSING], dtype=_BAG)).cast(_BAG),
+            rows.fill_null(pl.lit([MISSING], dtype=dtype)).cast(dtype),
             weights.fill_null(pl.lit([1.0], dtype=pl.List(pl.Float64))).cast(_WEIGHTS),
         )
 
@@ -234,7 +238,9 @@ def stable_hash(values: pl.Series, *, key: str = "") -> pl.Series:
 
 
 def _lookup(schema: Schema, statistics: Statistics, table: str) -> Callable[[pl.Expr], pl.Expr]:
-    """Canonical text to table row, for text that is not null."""
+    """Canonical text to table row, or to the hash that a managed table knows it by, for text that is not null."""
+    if schema.tables[table].managed is not None:
+        return lambda text: text.map_batches(_hashed, return_dtype=pl.Int64, is_elementwise=True)
     buckets = schema.tables[table].hash_buckets
     if buckets is not None:
         function = partial(_bucket, buckets=buckets)
@@ -249,6 +255,15 @@ def _lookup(schema: Schema, statistics: Statistics, table: str) -> Callable[[pl.
 
 def _bucket(text: pl.Series, buckets: int) -> pl.Series:
     return (stable_hash(text) % buckets).cast(pl.Int32) + _RESERVED
+
+
+def _hashed(text: pl.Series) -> pl.Series:
+    """Above the reserved rows and below 2^63 - 1, which stands for no id (:data:`recmtl.features.managed.EMPTY`)."""
+    return (stable_hash(text) % (2**63 - 1 - _RESERVED)).cast(pl.Int64) + _RESERVED
+
+
+def _bag_type(feature: Feature) -> pl.List:
+    return _BAG if feature.managed is None else _HASHED_BAG
 
 
 def _canonical_column(feature: Feature, types: pl.Schema) -> pl.Expr:

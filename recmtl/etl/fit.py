@@ -32,7 +32,7 @@ def fit_tables(parts: Sequence[Path], schema: Schema) -> dict[str, Vocabulary]:
     types = frame.collect_schema()
     found = {}
     for table in schema.tables.values():
-        if table.hash_buckets is not None:
+        if table.hash_buckets is not None or table.managed is not None:
             continue
         values = [_values(frame, schema[name], types) for name in table.features]
         counts = pl.concat(values).drop_nulls().group_by("value").agg(count=pl.len())

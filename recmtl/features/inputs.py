@@ -20,9 +20,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from recmtl.batch import Batch
+from recmtl.features.managed import IdMaps
 from recmtl.features.tables import Tables, TableShape
 from recmtl.modules import ByName, generator, linear
-from recmtl.schema import UNSEEN, Feature, Schema
+from recmtl.schema import UNSEEN, Feature, Schema, Table
 from recmtl.settings import Settings
 from recmtl.statistics import Statistics
 
@@ -47,16 +48,22 @@ class InputsConfig(Settings):
 
 
 def table_shapes(schema: Schema, statistics: Statistics) -> dict[str, TableShape]:
-    """The shape of every embedding table: fitted vocabularies and hash buckets, each with the two reserved rows."""
+    """The shape of every embedding table: vocabularies, hash buckets, managed rows, each with the two reserved rows."""
     return {
         name: TableShape(
-            rows=statistics.tables[name].rows if table.hash_buckets is None else table.hash_buckets + 2,
+            rows=_rows(table, statistics),
             dim=table.embedding_dim,
             features=table.features,
             weighted=any(schema[feature].kind == "weighted_bag" for feature in table.features),
         )
         for name, table in schema.tables.items()
     }
+
+
+def _rows(table: Table, statistics: Statistics) -> int:
+    if table.managed is not None:
+        return table.managed.rows + 2
+    return statistics.tables[table.name].rows if table.hash_buckets is None else table.hash_buckets + 2
 
 
 def initial_table(shape: TableShape, *, std: float, seed: int, name: str) -> Tensor:
@@ -112,6 +119,8 @@ class Features(nn.Module):
         vectors = schema.of_kind("vector")
         projected = {feature.name: (feature.dim or 0) + 1 for feature in vectors if (feature.dim or 0) > limit}
         self.tables = tables
+        self.id_maps = IdMaps(schema)
+        """Of the managed tables: hashed ids to rows."""
         self.projections = ByName({name: linear(width, limit, generator) for name, width in projected.items()})
         self._sparse = tuple(feature.name for feature in schema.sparse)
         self._means = tuple(feature.name for feature in schema.of_kind("bag") if feature.pooling == "mean")
@@ -146,7 +155,7 @@ class Features(nn.Module):
 
     def _pooled(self, batch: Batch) -> dict[str, Tensor]:
         """Feature name to (B, W). Weights of a weighted mean already sum to 1; a plain mean is divided here."""
-        embeddings = dict(self.tables(batch.sparse))
+        embeddings = dict(self.tables(self.id_maps(batch.sparse)))
         if self._means:
             keys = batch.sparse.keys
             lengths_FB = batch.sparse.lengths.view(len(keys), batch.size).clamp(min=1)  # the mean of an empty bag is 0
