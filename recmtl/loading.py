@@ -6,15 +6,17 @@ An epoch's order is a pure function of (seed, epoch): the row groups of all shar
 window of at most ``window_rows`` rows; the rows of a window are permuted. Whatever comes before a position can thus be
 skipped by counting, from Parquet metadata alone.
 
-At any time there are two windows in memory: the one that is being cut (:mod:`recmtl.rows` says how), and the next one,
-which threads decode meanwhile.
+There are two windows in memory, in the same two places throughout: the one that is being cut (:mod:`recmtl.rows` says
+how), and the next one, which threads decode meanwhile.
 """
 
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +32,7 @@ from recmtl.batch import Batch
 from recmtl.errors import RunError
 from recmtl.etl.encode import Encoder
 from recmtl.manifest import Manifest, Shard, file_hash, inside
-from recmtl.rows import Chunks, Ints, Layout, MapLike, Rows
+from recmtl.rows import Bags, Ints, Layout, MapLike, Rows
 from recmtl.schema import Schema
 from recmtl.statistics import Statistics
 from recmtl.tasks import Tasks
@@ -53,7 +55,8 @@ def to_batch(frame: pl.DataFrame, schema: Schema, tasks: Tasks | None) -> Batch:
         tasks: whose labels to take; None when there are none (scoring).
     """
     layout = Layout(schema, tasks)
-    return layout.batch([layout.rows(_columns(frame.to_arrow()), frame.height)])
+    rows = layout.empty(frame.height)
+    return layout.batch([replace(rows, bags=layout.write(_columns(frame.to_arrow()), rows, 0))])
 
 
 def raw_frames(folder: Path, manifest: Manifest, split: str) -> Iterator[pl.DataFrame]:
@@ -137,6 +140,7 @@ class Loader:
         self._groups = self._row_groups()
         self.rows = sum(group.rows for group in self._groups)
         """Rows of an epoch, over all ranks."""
+        self._largest = min(max([window_rows, *(group.rows for group in self._groups)]), self.rows)
         self.batches = -(-self.rows // batch_size)
         """Batches of an epoch."""
 
@@ -178,17 +182,24 @@ class Loader:
         """
         in_turn: MapLike = map if pool is None else pool.map
         waiting = self._planned(number, start)
+        reading, cutting = self._layout.empty(self._largest), self._layout.empty(self._largest)
 
-        def begin() -> tuple[_Plan, Iterator[Chunks]] | None:
+        def begin() -> tuple[_Plan, Iterator[dict[str, Bags]]] | None:
             plan = next(waiting, None)
-            return None if plan is None else (plan, in_turn(self._decoded, _tasks(plan.window)))
+            return None if plan is None else (plan, in_turn(partial(self._read, into=reading), _tasks(plan.window)))
 
         batch, have = start, 0  # the current batch, and those of its rows that lay in earlier windows
         left: list[Rows] = []
         begun = begin()
         while begun is not None:
-            plan, decoded = begun
-            rows = self._layout.rows(_joined(decoded), plan.size, plan.taken, in_turn)
+            plan, parts = begun
+            found = list(parts)
+            bags = {name: Bags.concat([part[name] for part in found]) for name in found[0]}
+            rows = replace(reading.slice(0, plan.size), bags=bags)
+            if plan.taken is None:
+                reading, cutting = cutting, reading
+            else:
+                rows = self._layout.take(rows, plan.taken, cutting, in_turn)
             begun = begin()
             position = 0
             while batch < self.batches:
@@ -198,10 +209,9 @@ class Loader:
                 yield self._layout.batch([*left, rows.slice(position, end)])
                 position, have, left = end, 0, []
                 batch += 1
-            if batch < self.batches:  # a copy, which does not keep the window alive
+            if position < rows.size:  # a copy: the matrices will be used again
                 left.append(rows.slice(position, rows.size).copy())
                 have += rows.size - position
-            del rows
 
     def _mine(self, batch: int) -> int:
         """This rank's rows of a batch."""
@@ -265,19 +275,20 @@ class Loader:
                     groups.append(_RowGroup(index, number, rows))
         return groups
 
-    def _decoded(self, groups: list["_RowGroup"]) -> Chunks:
-        """The encoded columns of row groups of one shard."""
-        shard, numbers = groups[0].shard, [group.number for group in groups]
+    def _read(self, task: "_Task", into: Rows) -> dict[str, Bags]:
+        """Write row groups of one shard into a window's matrices."""
         columns = self._layout.columns if self._encoder is None else self._layout.labels
-        table = self._read_groups(self._shards[shard], numbers, columns)
+        table = self._read_groups(self._shards[task.shard], task.groups, columns)
         chunks = _columns(table)
         if self._encoder is not None:
-            raw = pl.from_arrow(self._read_groups(self._raw_shards[shard], numbers, None))
+            raw = pl.from_arrow(self._read_groups(self._raw_shards[task.shard], task.groups, None))
             assert isinstance(raw, pl.DataFrame)
             if raw.height != table.num_rows:
-                raise RunError(f"{self.folder / self._raw_shards[shard].path}: not row for row the encoded shard's")
+                raise RunError(
+                    f"{self.folder / self._raw_shards[task.shard].path}: not row for row the encoded shard's"
+                )
             chunks |= _columns(self._encoder.rows(raw).to_arrow())
-        return chunks
+        return self._layout.write(chunks, into, task.start)
 
     def _read_groups(self, shard: Shard, numbers: list[int], columns: Sequence[str] | None) -> pa.Table:
         file = self._open(shard)
@@ -337,21 +348,25 @@ class _Plan(NamedTuple):
     """Places in the window, in the order wanted; None: all of them, in order."""
 
 
-def _tasks(window: list[_RowGroup]) -> list[list[_RowGroup]]:
-    """A window in pieces that one thread decodes at a time, each of row groups of one shard."""
+class _Task(NamedTuple):
+    """What one thread reads at a time."""
+
+    shard: int
+    groups: list[int]
+    start: int
+    """Where their rows begin in the window."""
+
+
+def _tasks(window: list[_RowGroup]) -> list[_Task]:
     tasks = []
-    for _, groups in groupby(window, key=lambda group: group.shard):
-        shard = list(groups)
-        tasks += [shard[start : start + GROUPS_PER_TASK] for start in range(0, len(shard), GROUPS_PER_TASK)]
+    start = 0
+    for shard, found in groupby(window, key=lambda group: group.shard):
+        groups = list(found)
+        for first in range(0, len(groups), GROUPS_PER_TASK):
+            some = groups[first : first + GROUPS_PER_TASK]
+            tasks.append(_Task(shard, [group.number for group in some], start))
+            start += sum(group.rows for group in some)
     return tasks
-
-
-def _joined(parts: Iterable[Chunks]) -> dict[str, list[pa.Array]]:
-    found: dict[str, list[pa.Array]] = {}
-    for part in parts:
-        for name, chunks in part.items():
-            found.setdefault(name, []).extend(chunks)
-    return found
 
 
 def _columns(table: pa.Table) -> dict[str, list[pa.Array]]:

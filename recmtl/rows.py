@@ -4,14 +4,15 @@ In: the columns of an encoded shard (:mod:`recmtl.manifest`), as Arrow arrays. O
 :class:`~recmtl.batch.Batch` objects, which are copied slices of them.
 
 The ids are one matrix, feature-major as a batch has them, so that a batch costs a copy per matrix whatever the number
-of features. Rows are permuted column by column when the matrices are filled, and not batch by batch later: the column
-being permuted (4 MB for a million ids) stays in the processor's cache, the whole of a window does not.
+of features. Rows are permuted column by column, from one set of matrices into another, and not batch by batch later:
+the column being permuted (4 MB for a million ids) stays in the processor's cache, the whole of a window does not. The
+matrices are used again for the next rows: fresh memory costs more than what is written into it.
 
 Dimensions: R rows, N columns of ``Batch.dense``, T tasks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,16 +45,27 @@ class Bags:
     """Ragged values: row i holds ``values[offsets[i]:offsets[i + 1]]``."""
 
     offsets: Ints
-    values: npt.NDArray[np.int32]
+    values: npt.NDArray[np.int32] | Ints
+    """Table rows; hashed ids (int64) of a managed table."""
     weights: npt.NDArray[np.float32] | None
 
     @staticmethod
-    def from_chunks(values: Sequence[pa.Array], weights: Sequence[pa.Array] | None) -> "Bags":
-        """Lists, and a weight per value or none."""
+    def from_chunks(values: Sequence[pa.Array], weights: Sequence[pa.Array] | None, *, hashed: bool) -> "Bags":
+        """Lists, of hashed ids or of table rows, and a weight per value or none."""
         return Bags(
             _offsets(_joined([np.diff(chunk.offsets.to_numpy()) for chunk in values], np.int64)),
-            _joined([chunk.flatten().to_numpy() for chunk in values], np.int32),
+            _joined([chunk.flatten().to_numpy() for chunk in values], np.int64 if hashed else np.int32),
             None if weights is None else _joined([chunk.flatten().to_numpy() for chunk in weights], np.float32),
+        )
+
+    @staticmethod
+    def concat(parts: "Sequence[Bags]") -> "Bags":
+        """Rows one part after the other, in memory of their own."""
+        weights = [part.weights for part in parts if part.weights is not None]
+        return Bags(
+            _offsets(_joined([part.lengths for part in parts], np.int64)),
+            _joined([part.values for part in parts], parts[0].values.dtype if parts else np.int32),
+            np.concatenate(weights) if weights else None,
         )
 
     def take(self, index: Ints) -> "Bags":
@@ -71,10 +83,6 @@ class Bags:
         part = slice(int(offsets[0]), int(offsets[-1]))
         return Bags(offsets - offsets[0], self.values[part], None if self.weights is None else self.weights[part])
 
-    def copy(self) -> "Bags":
-        """The same, in memory of its own."""
-        return Bags(self.offsets.copy(), self.values.copy(), None if self.weights is None else self.weights.copy())
-
     @property
     def lengths(self) -> Ints:
         """Values of each row."""
@@ -87,8 +95,8 @@ class Rows:
 
     size: int
     """R."""
-    ids: npt.NDArray[np.int32]
-    """(features of kind id, R)."""
+    ids: npt.NDArray[np.int32] | Ints
+    """(features of kind id, R) table rows; int64 where one of them is managed, which has hashed ids."""
     dense: npt.NDArray[np.float32]
     """(R, N)."""
     labels: npt.NDArray[np.float32]
@@ -125,7 +133,7 @@ class Rows:
             self.observed.copy(),
             self.weights.copy(),
             self.keys.copy(),
-            {name: bags.copy() for name, bags in self.bags.items()},
+            {name: Bags.concat([bags]) for name, bags in self.bags.items()},
         )
 
 
@@ -141,6 +149,8 @@ class Layout:
         self._sparse = tuple(feature.name for feature in schema.sparse)
         self._ids = {feature.name: i for i, feature in enumerate(schema.of_kind("id"))}
         self._bags = {f.name: f.kind == "weighted_bag" for f in schema.of_kind("bag", "weighted_bag")}
+        self._hashed = {feature.name for feature in schema.sparse if feature.managed is not None}
+        self._id_type: npt.DTypeLike = np.int64 if self._hashed & self._ids.keys() else np.int32
         self._dense_width = schema.dense_width
         self._tasks = tuple(tasks or ())
         self._weighted = tuple(name for name, task in (tasks or {}).items() if task.weight_column is not None)
@@ -160,49 +170,79 @@ class Layout:
         ]
         """All encoded columns."""
 
-    def rows(self, columns: Chunks, size: int, index: Ints | None = None, in_turn: MapLike = map) -> Rows:
-        """Columns to rows.
+    def empty(self, size: int) -> Rows:
+        """Matrices for so many rows; groups and rows are -1, all else is yet to be written."""
+        return Rows(
+            size,
+            ids=np.empty((len(self._ids), size), self._id_type),
+            dense=np.empty((size, self._dense_width), np.float32),
+            labels=np.empty((len(self._tasks), size), np.float32),
+            observed=np.empty((len(self._tasks), size), np.bool_),
+            weights=np.empty((len(self._weighted), size), np.float32),
+            keys=np.full((2, size), -1, np.int64),
+            bags={},
+        )
+
+    def write(self, columns: Chunks, into: Rows, start: int) -> dict[str, Bags]:
+        """Copy encoded columns into matrices; different rows may be written at the same time.
 
         Args:
-            columns: :attr:`columns`; ``group`` and ``row`` may be absent (-1 then). A column is let go of as soon as
-                it is copied, so that memory is taken once where the caller holds none of it.
-            size: rows in the columns.
-            index: which rows to take, in which order; None: all of them.
-            in_turn: ``map``, or that of an executor, for a column at a time.
+            columns: :attr:`columns`; ``group`` and ``row`` may be absent.
+            into: where to.
+            start: the first row there.
+
+        Returns:
+            The bags, whose size nobody knows before.
         """
-        left = dict(columns)
-        del columns
-        bags: dict[str, Bags] = {}
-        taken = size if index is None else len(index)
-        rows = Rows(
-            taken,
-            ids=np.empty((len(self._ids), taken), np.int32),
-            dense=np.empty((taken, self._dense_width), np.float32),
-            labels=np.empty((len(self._tasks), taken), np.float32),
-            observed=np.empty((len(self._tasks), taken), np.bool_),
-            weights=np.empty((len(self._weighted), taken), np.float32),
-            keys=np.full((2, taken), -1, np.int64),
-            bags=bags,
-        )
-        places: dict[str, Array] = {"dense": rows.dense} if self._dense_width else {}  # the longest task goes first
-        places |= {f"id:{name}": rows.ids[i] for name, i in self._ids.items()}
-        places |= {f"label:{name}": rows.labels[i] for i, name in enumerate(self._tasks)}
-        places |= {f"observed:{name}": rows.observed[i] for i, name in enumerate(self._tasks)}
-        places |= {f"weight:{name}": rows.weights[i] for i, name in enumerate(self._weighted)}
-        places |= {name: rows.keys[i] for i, name in enumerate(("group", "row")) if name in left}
+        for name, place in self._places(into):
+            end = start
+            for chunk in columns.get(name, ()):
+                begin, end = end, end + len(chunk)
+                place[begin:end] = _array(chunk, place.shape[1:])
+        return {
+            name: Bags.from_chunks(
+                columns[f"bag:{name}"],
+                columns[f"weights:{name}"] if weighted else None,
+                hashed=name in self._hashed,
+            )
+            for name, weighted in self._bags.items()
+        }
 
-        def fill(name: str) -> None:
-            _fill(places[name], left.pop(name), size, index)
+    def take(self, rows: Rows, index: Ints, into: Rows, in_turn: MapLike = map) -> Rows:
+        """Copy some rows into other matrices.
 
-        def bag(name: str) -> Bags:
-            weights = left.pop(f"weights:{name}") if self._bags[name] else None
-            found = Bags.from_chunks(left.pop(f"bag:{name}"), weights)
-            return found if index is None else found.take(index)
+        Args:
+            rows: where they are.
+            index: which, in which order.
+            into: as many rows at least.
+            in_turn: ``map``, or that of an executor, for a column at a time.
 
-        for _ in in_turn(fill, list(places)):
+        Returns:
+            The rows, in the memory of ``into``.
+        """
+        taken = into.slice(0, len(index))
+        places = [(whole, out) for (_, whole), (_, out) in zip(self._places(rows), self._places(taken), strict=True)]
+
+        def copy(place: tuple[Array, Array]) -> None:
+            np.take(place[0], index, axis=0, out=place[1], mode="clip")  # other modes fill a copy of `out` first
+
+        for _ in in_turn(copy, places):
             pass
-        bags |= zip(self._bags, in_turn(bag, list(self._bags)), strict=True)
-        return rows
+        bags = in_turn(lambda name: rows.bags[name].take(index), list(self._bags))
+        return replace(taken, bags=dict(zip(self._bags, bags, strict=True)))
+
+    def _places(self, rows: Rows) -> Iterator[tuple[str, Array]]:
+        """Encoded column to where it is; the longest first."""
+        if self._dense_width:
+            yield "dense", rows.dense
+        for prefix, names, matrix in (
+            ("id:", self._ids, rows.ids),
+            ("label:", self._tasks, rows.labels),
+            ("observed:", self._tasks, rows.observed),
+            ("weight:", self._weighted, rows.weights),
+            ("", ("group", "row"), rows.keys),
+        ):
+            yield from zip((prefix + name for name in names), matrix, strict=True)
 
     def batch(self, parts: Sequence[Rows]) -> Batch:
         """Rows, one part after the other, as one batch in memory of its own."""
@@ -251,23 +291,6 @@ class Layout:
             weights=torch.from_numpy(np.concatenate(weights)) if any(self._bags.values()) else None,
             sizes=tuple(sizes),
         )
-
-
-def _fill(out: Array, chunks: Sequence[pa.Array], size: int, index: Ints | None) -> None:
-    """Copy a column of ``size`` entries, or those of them at ``index``, into ``out``."""
-    if index is None:
-        whole = out
-    elif len(chunks) == 1:
-        whole = _array(chunks[0], out.shape[1:])
-    else:
-        whole = np.empty((size, *out.shape[1:]), out.dtype)
-    if index is None or len(chunks) > 1:
-        start = 0
-        for chunk in chunks:
-            whole[start : start + len(chunk)] = _array(chunk, out.shape[1:])
-            start += len(chunk)
-    if index is not None:
-        np.take(whole, index, axis=0, out=out, mode="clip")  # any other mode would fill a copy of `out` first
 
 
 def _array(chunk: pa.Array, shape: tuple[int, ...]) -> Array:
