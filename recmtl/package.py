@@ -98,7 +98,7 @@ class Contents:
 
 def save_package(
     folder: Path,
-    model: Model,
+    model: Model | Mapping[str, torch.Tensor],
     *,
     schema: Schema,
     tasks: Tasks,
@@ -111,7 +111,8 @@ def save_package(
 
     Args:
         folder: the package's folder; no other process writes a package there meanwhile.
-        model: as trained; its tensors may lie on any device and in either kind of tables.
+        model: as trained, or what its ``tensors()`` gave (ranks that hold parts of the tables call that together, and
+            one of them saves); they may lie on any device and in either kind of tables.
         schema, tasks, statistics, columns: of the data that it was trained on.
         config: the run's resolved config as plain data; its ``model`` is what the model is built from.
         data: fingerprint of the prepared data.
@@ -130,7 +131,8 @@ def save_package(
     _remove_leftovers(folder)
     with _replacing(folder) as temporary:
         # Cloned: two names may share storage, which safetensors refuses.
-        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.tensors().items()}
+        whole = model.tensors() if isinstance(model, Model) else model
+        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in whole.items()}
         save_file(tensors, str(temporary / _WEIGHTS))
         statistics.save(temporary / "statistics")
         (temporary / _CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=120))

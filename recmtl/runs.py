@@ -17,6 +17,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from recmtl.errors import RunError, UserError
+from recmtl.group import ONE, Group
 
 __all__ = ["RunFolder", "holds_run", "open_run", "write_atomically"]
 
@@ -36,11 +37,15 @@ may lie in the same folder and stay."""
 
 
 class RunFolder:
-    """A run's folder, held by this process alone. Made by :func:`open_run`."""
+    """A run's folder, held by this process alone. Made by :func:`open_run`.
 
-    def __init__(self, path: Path, state: dict[str, Any]) -> None:
+    Where several ranks train, rank 0 holds it and writes; the others keep what they note of it to themselves.
+    """
+
+    def __init__(self, path: Path, state: dict[str, Any], *, writes: bool = True) -> None:
         self.path = path
         self._state = state
+        self._writes = writes
 
     @property
     def checkpoints(self) -> Path:
@@ -69,6 +74,10 @@ class RunFolder:
     def detail(self, stage: str) -> Any:
         """What :meth:`finish` was told about a finished stage; None for any other."""
         return self._state["done"].get(stage)
+
+    def follow(self, group: Group) -> None:
+        """Take up what rank 0 has noted; every rank calls this."""
+        self._state = group.broadcast(self._state)
 
     def finish(self, stage: str, detail: Any = None) -> None:
         """Note that a stage is done, with what later callers need to know of it (plain data)."""
@@ -128,11 +137,13 @@ class RunFolder:
     def update_metrics(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """Replace these parts of ``metrics.json`` and write it whole; returns all of it."""
         metrics = self.read_metrics() | dict(parts)
-        write_atomically(self.path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+        if self._writes:
+            write_atomically(self.path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
         return metrics
 
     def _save(self) -> None:
-        write_atomically(self.path / _STATE, json.dumps(self._state, indent=2) + "\n")
+        if self._writes:
+            write_atomically(self.path / _STATE, json.dumps(self._state, indent=2) + "\n")
 
 
 def holds_run(path: Path) -> bool:
@@ -142,7 +153,13 @@ def holds_run(path: Path) -> bool:
 
 @contextmanager
 def open_run(
-    path: Path, *, config: Mapping[str, Any], config_yaml: str, fingerprint: str, overwrite: bool = False
+    path: Path,
+    *,
+    config: Mapping[str, Any],
+    config_yaml: str,
+    fingerprint: str,
+    overwrite: bool = False,
+    group: Group = ONE,
 ) -> Iterator[RunFolder]:
     """Hold a run's folder, made where it does not exist.
 
@@ -152,11 +169,15 @@ def open_run(
         config_yaml: the same as YAML; written to ``config.resolved.yaml``.
         fingerprint: of the config; what decides whether the run in the folder is this one.
         overwrite: remove what a run left here, of whatever config, and begin anew.
+        group: the ranks that train; rank 0 holds the folder for all.
 
     Raises:
         UserError: another process works in the folder; it holds a run of another config and ``overwrite`` is not set;
             it cannot be made.
     """
+    if group.rank:
+        yield RunFolder(path, group.broadcast({}), writes=False)
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -185,6 +206,7 @@ def open_run(
         folder = RunFolder(path, state)
         write_atomically(path / "config.resolved.yaml", config_yaml)
         folder._save()
+        folder.follow(group)
         yield folder
     finally:
         lock.release()

@@ -2,6 +2,9 @@
 
 The command line, the Python API and the pipelines are thin callers of these functions. Each stage notes in the run's
 folder that it is done, so that the same call after a kill goes on where the last one was.
+
+Where torchrun has started several ranks, each makes the same call: they train together, and what one process can do
+rank 0 does while the others wait. Rank 0 alone holds the run's folder, speaks to the user and to the tracker.
 """
 
 import json
@@ -18,6 +21,7 @@ from typing import Any
 
 from recmtl.balancing import build_balancer
 from recmtl.config import RunConfig, load_config
+from recmtl.distributed import check_device, joined
 from recmtl.doctor import require_trio
 from recmtl.errors import NotRegisteredError, UserError
 from recmtl.etl.files import find, header
@@ -27,6 +31,7 @@ from recmtl.etl.sources import SOURCES
 from recmtl.etl.truth import read_truth
 from recmtl.evaluation import Scored, evaluation_record, score, summary_table, write_report
 from recmtl.evaluation import evaluate as measure
+from recmtl.group import ONE, Group
 from recmtl.loading import Loader
 from recmtl.manifest import Manifest
 from recmtl.model import Model, build_model
@@ -34,7 +39,7 @@ from recmtl.package import Predictions, load_package, save_package
 from recmtl.progress import Progress, Silent
 from recmtl.runs import RunFolder, holds_run, open_run, write_atomically
 from recmtl.statistics import Statistics
-from recmtl.tracking import RegisteredVersion, Tracker, open_tracker, redact, resolved, store_uri
+from recmtl.tracking import NullTracker, RegisteredVersion, Tracker, open_tracker, redact, resolved, store_uri
 from recmtl.tracking import sync as sync_tracking
 from recmtl.tracking.base import Status
 from recmtl.training import make_tables, resolve_device
@@ -132,7 +137,7 @@ def train(
             job.say(f"{job.folder.path}: trained already, nothing to do; --overwrite trains anew")
         else:
             _train(job)
-        return job.result()
+    return job.result()
 
 
 def run(
@@ -146,14 +151,15 @@ def run(
     with _job(config, output, overwrite, progress or Silent()) as job:
         if job.folder.is_done("run"):
             job.say(f"{job.folder.path}: finished already, nothing to do; --overwrite begins anew")
-            return job.result()
-        if not job.folder.is_done("train"):
-            _train(job)
-        if not job.folder.is_done("evaluate"):
-            _evaluate(job)
-        _register(job)
-        job.folder.finish("run")
-        return job.result()
+        else:
+            if not job.folder.is_done("train"):
+                _train(job)
+            if job.leads and not job.folder.is_done("evaluate"):
+                _evaluate(job)
+            if job.leads:
+                _register(job)
+            job.folder.finish("run")
+    return job.result()
 
 
 def evaluate(
@@ -187,8 +193,9 @@ def evaluate(
     with _job(config, output, False, progress) as job:
         if not job.folder.is_done("train"):
             raise _untrained(path)
-        _evaluate(job)
-        return job.result()
+        if job.leads:
+            _evaluate(job)
+    return job.result()
 
 
 def predict(
@@ -289,7 +296,12 @@ def sync(run_folder: Path, *, tracking_uri: str | None = None, progress: Progres
 class _Job:
     """A run under way: its folder, its prepared data, its tracker."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Progress) -> None:
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Progress, group: Group
+    ) -> None:
+        self.group = group
+        self.leads = group.rank == 0
+        """Whether this process does what takes one."""
         self.config = config
         self.folder = folder
         self.prepared = prepared
@@ -303,8 +315,10 @@ class _Job:
     def tracker(self) -> Tracker:
         """The run's tracker, opened when first asked for: a finished run is not opened again to say that it is."""
         if self._tracker is None:
-            self._tracker = open_tracker(
-                self.config.tracking, self.folder.tracking, name=self.config.name, progress=self.progress
+            self._tracker = (
+                open_tracker(self.config.tracking, self.folder.tracking, name=self.config.name, progress=self.progress)
+                if self.leads
+                else NullTracker()
             )
         return self._tracker
 
@@ -321,8 +335,8 @@ class _Job:
         """A sentence that also stands in the result."""
         self._notes.append(text)
 
-    def loader(self, split: str, *, shuffle_seed: int | None = None) -> Loader:
-        """Batches of one split; validation and test in source order."""
+    def loader(self, split: str, group: Group = ONE, *, shuffle_seed: int | None = None) -> Loader:
+        """Batches of one split, or this rank's part of each; validation and test in source order."""
         training = self.config.training
         return Loader(
             self.prepared.folder,
@@ -332,6 +346,8 @@ class _Job:
             shuffle_seed=shuffle_seed,
             window_rows=training.window_rows,
             prefetch=training.prefetch,
+            rank=group.rank,
+            world_size=group.size,
         )
 
     def result(self) -> RunResult:
@@ -343,19 +359,23 @@ class _Job:
 def _job(config: RunConfig, output: Path | None, overwrite: bool, progress: Progress) -> Iterator[_Job]:
     """Hold the run's folder, bind it to its prepared data, and open its tracker; a failure is told to the tracker."""
     path = output or config.folder
-    opened = open_run(
-        path,
-        config=config.resolved(),
-        config_yaml=config.to_yaml(),
-        fingerprint=config.fingerprint(),
-        overwrite=overwrite,
-    )
-    with opened as folder:
+    with (
+        joined() as group,
+        open_run(
+            path,
+            config=config.resolved(),
+            config_yaml=config.to_yaml(),
+            fingerprint=config.fingerprint(),
+            overwrite=overwrite,
+            group=group,
+        ) as folder,
+    ):
+        progress = progress if group.rank == 0 else Silent()
         # Once trained, looking whether the data are still the same is no part of the run.
         with nullcontext() if folder.is_done("train") else folder.timed("prepare"):
-            prepared = prepare(config, progress=progress)
+            prepared = _prepare_once(config, progress, group)
         folder.bind_data(prepared.manifest.fingerprint)
-        job = _Job(config, folder, prepared, progress)
+        job = _Job(config, folder, prepared, progress, group)
         try:
             yield job
         except KeyboardInterrupt:
@@ -368,7 +388,19 @@ def _job(config: RunConfig, output: Path | None, overwrite: bool, progress: Prog
         except BaseException:
             job.leave("FAILED")
             raise
-        job.leave("FINISHED" if folder.is_done("run") else None)
+        with group.rank_0_first():
+            job.leave("FINISHED" if folder.is_done("run") else None)
+        folder.follow(group)
+
+
+def _prepare_once(config: RunConfig, progress: Progress, group: Group) -> Prepared:
+    """Rank 0 prepares; the others read what is there then."""
+    prepared = None
+    with group.rank_0_first():
+        if group.rank == 0:
+            prepared = prepare(config, progress=progress)
+    folder = Path(group.broadcast(str(prepared.folder.absolute() if prepared else "")))
+    return prepared or Prepared(folder, Manifest.read_from(folder), built=False)
 
 
 def _train(job: _Job) -> None:
@@ -376,31 +408,42 @@ def _train(job: _Job) -> None:
     config, manifest = job.config, job.manifest
     schema, tasks = manifest.schema_, manifest.tasks_
     seed = config.training.seed
-    device = resolve_device(config.training.device)
+    training, group = config.training, job.group
+    device = resolve_device(training.device)
+    check_device(device)
     with job.folder.timed("train"):
-        job.progress.say(f"training {config.resolved()['model']['tower']['kind']} on {device} into {job.folder.path}")
+        ranks = f" with {group.size} ranks" if group.size > 1 else ""
+        tower = config.resolved()["model"]["tower"]["kind"]
+        job.progress.say(f"training {tower} on {device}{ranks} into {job.folder.path}")
         _describe(job)
-        tables = make_tables(config.training.sparse, device)
+        tables = make_tables(
+            training.sparse, device, sharding=training.sharding, batch_size=training.batch_size, group=group
+        )
         model = build_model(config.model, schema, tasks, job.statistics, seed=seed, tables=tables).to(device)
-        validation = job.loader("validation")
+        validation = job.loader("validation", group)
 
         def validate(current: Model) -> Mapping[str, Mapping[str, float | None]]:
-            return measure(score(current, validation, device=device), tasks)
+            scored = score(current, validation, device=device, group=group)
+            return group.broadcast(measure(scored, tasks) if job.leads else {})
 
         trained = train_model(
             model,
             build_balancer(config.balancing, tasks=tuple(tasks), seed=seed),
-            job.loader("train", shuffle_seed=seed),
-            config.training,
+            job.loader("train", group, shuffle_seed=seed),
+            training,
             folder=job.folder.checkpoints,
             tracker=job.tracker,
             validate=validate,
             progress=job.progress,
             identity=job.folder.identity,
+            group=group,
         )
+        tensors = trained.model.tensors()  # gathered from all ranks
+        if not job.leads:
+            return
         save_package(
             job.folder.package,
-            trained.model,
+            tensors,
             schema=schema,
             tasks=tasks,
             statistics=job.statistics,

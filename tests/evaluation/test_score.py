@@ -27,6 +27,7 @@ class Rows:
 
     def __init__(self, rows: int = 10, user: str | None = "user") -> None:
         self.rows = rows
+        self.batch_size = 4
         self.split = "test"
         self.tasks = TASKS
         self.manifest = SimpleNamespace(columns=Columns(user=user))
@@ -154,6 +155,7 @@ def test_a_real_model(sample):
     )
     loader = SimpleNamespace(
         rows=2,
+        batch_size=2,
         split="test",
         tasks=tasks,
         manifest=SimpleNamespace(columns=sample.columns),
