@@ -1,5 +1,5 @@
 # The two commands: `make demo` and `make test`. Each sets up .venv from the lock when it must, and does its work.
-.PHONY: demo test test-slow check lint types imports lock dev clean help
+.PHONY: demo test test-slow check lint types imports lock dev bench bench-quick clean help
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -14,6 +14,7 @@ help:
 	@echo "make demo   set up, then logs -> model -> report -> registry into runs/demo (under 5 minutes on 2 cores)"
 	@echo "make test   set up, then the tests (under 10 minutes on 2 cores); make test-slow for the longer ones"
 	@echo "make check  ruff, mypy --strict, import-linter"
+	@echo "make bench  recmtl's speed beside its peers and the machine's limit (an hour); make bench-quick: two minutes"
 	@echo "make lock   write requirements/*.txt anew"
 
 $(BIN)/python:
@@ -64,6 +65,13 @@ imports: $(VENV)/.dev
 lock: | $(BIN)/python
 	@$(PIP) install uv
 	UV=$(BIN)/uv bash requirements/lock.sh
+
+# The peers live in environments of their own under runs/benchmarks/speed/peers; they are made on the first call.
+bench: $(VENV)/.run-$(DEVICE)
+	$(BIN)/python benchmarks/speed/run.py --device $(DEVICE)
+
+bench-quick: $(VENV)/.run-$(DEVICE)
+	$(BIN)/python benchmarks/speed/run.py --device $(DEVICE) --quick
 
 clean:
 	rm -rf $(VENV) build *.egg-info

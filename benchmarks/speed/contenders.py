@@ -62,7 +62,8 @@ class Contender:
         Raises:
             ContenderError: it will not be.
         """
-        self.versions = self._hear(timeout)["versions"]
+        if not self.versions:
+            self.versions = self._hear(timeout)["versions"]
 
     def turn(self, timeout: float = 600, **command: Any) -> dict[str, Any]:
         """Give it a turn and wait for its answer.
@@ -138,8 +139,16 @@ class Race:
 
 
 @contextmanager
-def field_of(specs: Sequence[Spec], threads: int, logs: Path, errors: dict[str, str]) -> Iterator[dict[str, Contender]]:
-    """Contenders that are ready, by name; those that cannot be are in ``errors``. All are ended afterwards."""
+def field_of(
+    specs: Sequence[Spec], threads: int, logs: Path, errors: dict[str, str], *, one_by_one: bool = False
+) -> Iterator[dict[str, Contender]]:
+    """Contenders that are ready, by name; those that cannot be are in ``errors``. All are ended afterwards.
+
+    Args:
+        specs: how they are started: together, or ``one_by_one``, each when the one before is ready.
+        threads, logs: as :class:`Contender` has them.
+        errors: is added to.
+    """
     started: dict[str, Contender] = {}
     try:
         for spec in specs:
@@ -147,16 +156,22 @@ def field_of(specs: Sequence[Spec], threads: int, logs: Path, errors: dict[str, 
                 started[spec.name] = Contender(spec, threads, logs / f"{spec.name.replace(' ', '-')}.log")
             except OSError as error:
                 errors[spec.name] = f"cannot be started: {error}"
-        for name, contender in list(started.items()):
-            try:
-                contender.ready()
-            except ContenderError as error:
-                errors[name] = str(error)
-                started.pop(name).close()
+            if one_by_one:
+                _await(started, errors)
+        _await(started, errors)
         yield started
     finally:
         for contender in started.values():
             contender.close()
+
+
+def _await(started: dict[str, Contender], errors: dict[str, str]) -> None:
+    for name, contender in list(started.items()):
+        try:
+            contender.ready()
+        except ContenderError as error:
+            errors[name] = str(error)
+            started.pop(name).close()
 
 
 def race(

@@ -5,6 +5,7 @@ In: a folder and a number of rows. Out, under it::
     log.parquet     what a log would hold: ids, numbers, labels
     prepared/       recmtl's dataset of it
     flat.parquet    the train rows, encoded: C0 … (int64 table rows), I0 … (float32), a column per task (float32)
+    epoch.parquet   some of them: an epoch of those who take long over it
     data.json       what was asked for; written last, so a folder without it is made anew
 """
 
@@ -19,6 +20,7 @@ import polars as pl
 from work import BINARY, CARDINALITIES, REGRESSION, TASKS, Work
 
 _CHUNK = 1 << 17
+_EPOCH = 300_000
 
 
 def config(folder: Path, training: dict[str, Any] | None = None, work: Work | None = None) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def config(folder: Path, training: dict[str, Any] | None = None, work: Work | No
 
 def make(folder: Path, rows: int, seed: int) -> None:
     """Make what is not there."""
-    asked = {"rows": rows, "seed": seed, "format": 1}
+    asked = {"rows": rows, "seed": seed, "format": 2}
     done = folder / "data.json"
     if done.exists() and json.loads(done.read_text()) == asked:
         return
@@ -70,7 +72,9 @@ def make(folder: Path, rows: int, seed: int) -> None:
 
     prepared = recmtl.prepare(parse_config(config(folder)))
     shards = [prepared.folder / shard.path for shard in prepared.manifest.splits["train"].shards]
-    flat(pl.read_parquet(shards)).write_parquet(folder / "flat.parquet", row_group_size=_CHUNK)
+    train = flat(pl.read_parquet(shards))
+    train.write_parquet(folder / "flat.parquet", row_group_size=_CHUNK)
+    train.head(_EPOCH).write_parquet(folder / "epoch.parquet", row_group_size=_CHUNK)
     done.write_text(json.dumps(asked))
 
 

@@ -25,9 +25,9 @@ class Flat:
     """(R, T) float32."""
 
     @classmethod
-    def read(cls, folder: Path, rows: int | None = None) -> "Flat":
+    def read(cls, folder: Path, rows: int | None = None, *, name: str = "flat.parquet") -> "Flat":
         """The first rows, or all."""
-        table = pq.read_table(folder / "flat.parquet").slice(0, rows)
+        table = pq.read_table(folder / name).slice(0, rows)
         columns = {name: table[name].to_numpy() for name in table.column_names}
         return cls(
             np.stack([columns[name] for name in IDS]),

@@ -80,7 +80,7 @@ def main() -> None:
     torch.manual_seed(1)
     model = PlainMMoE(replace(Work(), dim=options.dim).times(options.times)).to(options.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001, **({"fused": True} if options.fused else {}))
-    pool: list[tuple[Tensor, Tensor, Tensor]] = []
+    pool: list[tuple[Tensor, ...]] = []
     sizes = [0]
 
     def train(ids_FB: Tensor, numbers_BN: Tensor, labels_BT: Tensor) -> None:
@@ -96,16 +96,18 @@ def main() -> None:
         torch.stack(losses).sum().backward()
         optimizer.step()
 
-    def batches(size: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def batches(size: int) -> list[tuple[Tensor, ...]]:
         """In memory, in the layout that the model reads; from there a GPU's user copies them."""
         if sizes[0] != size:
             rows = max(options.pool, 2 * size)
             every = Flat.read(options.data, rows).longer(options.times)
             pool[:] = [each.tensors() for each in every.batches(size)]
+            if cuda:
+                pool[:] = [tuple(tensor.pin_memory() for tensor in each) for each in pool]
             sizes[0] = size
         return pool
 
-    def on_device(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+    def on_device(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(tensor.to(options.device, non_blocking=True) for tensor in batch)
 
     def step(batch: int, seconds: float) -> Mapping[str, Any]:
@@ -132,10 +134,10 @@ def main() -> None:
         with torch.inference_mode(), precise:
             return repeat(one, seconds, **clock)
 
-    def epoch(rows: int | None = None) -> Mapping[str, Any]:
+    def epoch() -> Mapping[str, Any]:
         model.train()
         watch = Stopwatch(0.0, clock["synchronize"], every=64)
-        every = Flat.read(options.data, rows)
+        every = Flat.read(options.data, name="epoch.parquet")
         ids, numbers, labels = every.tensors()
         for taken in torch.randperm(every.rows).split(options.batch):
             batch = ids[:, taken], numbers[taken], labels[taken]

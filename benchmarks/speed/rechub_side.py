@@ -86,9 +86,9 @@ def main() -> None:
         with torch.inference_mode():
             return repeat(one, seconds, **clock)
 
-    def epoch(rows: int | None = None) -> Mapping[str, Any]:
+    def epoch() -> Mapping[str, Any]:
         watch = Stopwatch(0.0, clock["synchronize"])
-        frame = pd.read_parquet(options.data / "flat.parquet")[:rows]
+        frame = pd.read_parquet(options.data / "epoch.parquet")
         inputs = {name: frame[name].to_numpy() for name in (*IDS, *NUMBERS)}
         labels = frame[list(TASKS)].to_numpy()
         few = {name: values[:2] for name, values in inputs.items()}

@@ -60,6 +60,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=4096, help="of the first step, and of epochs")
     parser.add_argument("--pool", type=int, default=1 << 17, help="rows in memory")
+    parser.add_argument("--shards-times", type=int, default=1, help="load: read every shard so many times")
     parser.add_argument("--times", type=int, default=1, help="tables so many times as long")
     parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--balancer", default="fixed")
@@ -77,6 +78,9 @@ class _Side:
         if self.cuda and options.precision == "tf32":
             torch.set_float32_matmul_precision("high")
         manifest = Manifest.read_from(options.data / "prepared")
+        train_split = manifest.splits["train"]
+        longer = train_split.model_copy(update={"shards": train_split.shards * options.shards_times})
+        manifest = manifest.model_copy(update={"splits": {**manifest.splits, "train": longer}})
         self.folder, self.manifest = options.data / "prepared", manifest
         work = replace(Work(), dim=options.dim).times(options.times)
         self.config = _config(options, work)
@@ -164,14 +168,17 @@ class _Side:
     def load(self, turns: Turns) -> None:
         """An epoch that nobody trains on."""
 
-        def load(epoch: int) -> Mapping[str, Any]:
+        loader = self.loader(self.options.batch, prefetch=self.config.training.prefetch)
+        before = memory().get("resident_bytes")
+
+        def load(seconds: float) -> Mapping[str, Any]:
             forget_peak()
-            before = memory()
-            loader = self.loader(self.options.batch, prefetch=self.config.training.prefetch)
-            watch = Stopwatch(0.0)
-            for batch in loader.epoch(epoch):
-                watch.over(batch.size)
-            return {**watch.result, "resident_before_bytes": before.get("resident_bytes")}
+            watch = Stopwatch(seconds)
+            for number in itertools.count():
+                over = [watch.over(batch.size) for batch in loader.epoch(number)]
+                if over[-1]:
+                    break
+            return {**watch.result, "epoch_rows": loader.rows, "resident_before_bytes": before}
 
         turns.serve(load=load)
 

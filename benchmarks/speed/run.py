@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,11 @@ def main() -> None:
         began = time.time()
         _say(f"part {name}")
         try:
-            found = PARTS[name](bench)
-        except Exception as error:  # the others go on
+            found = (GPU_PARTS if options.device == "cuda" else CPU_PARTS)[name](bench)
+        except Exception as error:  # the others go on, and what was measured before stays
             traceback.print_exc()
-            found = {"error": f"{type(error).__name__}: {error}"}
+            result.setdefault("failed", {})[name] = f"{type(error).__name__}: {error}"
+            continue
         found |= {
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
             "wall_seconds": time.time() - began,
@@ -64,7 +66,9 @@ def main() -> None:
             "peers_missing": bench.missing,
         }
         result["parts"][name] = found
+        result.get("failed", {}).pop(name, None)
         _write(file, json.dumps(result, indent=1) + "\n")
+    result["threads"] = options.threads
     result["headline"] = report.headline(result["parts"])
     _write(file, json.dumps(result, indent=1) + "\n")
     text = report.markdown(result)
@@ -77,7 +81,10 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="step and epoch alone, few rounds")
-    parser.add_argument("--parts", help=f"of {', '.join(PARTS)}; by default all")
+    parser.add_argument(
+        "--parts",
+        help=f"of {', '.join(CPU_PARTS)}; with --device cuda of {', '.join(GPU_PARTS)}; by default all",
+    )
     parser.add_argument("--output", type=Path, help="by default runs/benchmarks/speed/results, or quick")
     parser.add_argument("--home", type=Path, default=HOME, help="keeps the data and the peers' environments")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
@@ -90,18 +97,28 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     known = GPU_PARTS if options.device == "cuda" else CPU_PARTS
-    usual = ["step", "end_to_end"] if options.quick and options.device == "cpu" else list(known)
+    usual = ["step", "end_to_end"] if options.quick else list(known)
     options.parts = options.parts.split(",") if options.parts else usual
-    unknown = [part for part in options.parts if part not in PARTS]
+    unknown = [part for part in options.parts if part not in known]
     if unknown:
-        parser.error(f"there is no part {unknown[0]}; there are {', '.join(PARTS)}")
-    options.output = (options.output or HOME / ("quick" if options.quick else "results")).absolute()
+        parser.error(f"there is no part {unknown[0]}; there are {', '.join(known)}")
+    if options.device == "cuda" and not _gpu():
+        parser.error("--device cuda: torch sees no GPU here, so nothing was measured; run it where there is one")
+    name = ("quick" if options.quick else "results") + ("-cuda" if options.device == "cuda" else "")
+    options.output = (options.output or HOME / name).absolute()
     options.home = options.home.absolute()
     options.rounds = options.rounds or (3 if options.quick else 9)
     options.seconds = options.seconds or (1.0 if options.quick else 2.0)
-    options.log_rows = options.log_rows or (300_000 if options.quick else 1_000_000)
+    full = 1_000_000 if options.device == "cpu" else 4_000_000
+    options.log_rows = options.log_rows or (200_000 if options.quick else full)
     options.peers = [peer for peer in options.peers.split(",") if peer]
     return options
+
+
+def _gpu() -> bool:
+    """Asked in a process of its own: this one needs no torch."""
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 class Bench:
@@ -150,12 +167,24 @@ class Bench:
         usual = ("--threads", str(self.options.threads), "--device", self.options.device)
         return Spec(CEILING, (sys.executable, "ceiling_side.py", *usual, *map(str, arguments)), "ceiling")
 
+    def gpu_memory(self) -> float:
+        """Gigabytes that are free on the GPU."""
+        code = "import torch; print(torch.cuda.mem_get_info()[0] / 1e9)"
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return float(found.stdout)
+
     def _usual(self) -> tuple[str, ...]:
         options = self.options
         return ("--data", str(self.data), "--threads", str(options.threads), "--device", options.device)
 
     def race(
-        self, specs: Sequence[Spec], heats: Mapping[str, Mapping[str, Mapping[str, Any]]], rounds: int | None = None
+        self,
+        specs: Sequence[Spec],
+        heats: Mapping[str, Mapping[str, Mapping[str, Any]]],
+        rounds: int | None = None,
+        *,
+        one_by_one: bool = False,
+        timeout: float = 600,
     ) -> dict[str, Any]:
         """Races of the same contenders, one after another.
 
@@ -163,18 +192,23 @@ class Bench:
             specs: the contenders; they are all there at once.
             heats: name of a race to contender to its command.
             rounds: of each; by default as asked.
+            one_by_one: start each when the one before is ready: what it needs for that alone is free again by then.
+            timeout: seconds that an answer may take.
 
         Returns:
             A record per race, under ``heats``, and the contenders' ``kinds``.
         """
         errors: dict[str, str] = {}
         records = {}
-        with field_of(specs, self.options.threads, self.options.output / "logs", errors) as there:
+        logs = self.options.output / "logs"
+        with field_of(specs, self.options.threads, logs, errors, one_by_one=one_by_one) as there:
             for name, error in errors.items():
                 _say(f"left out: {name}: {error}")
             for title, commands in heats.items():
                 _say(f"  {title}: {', '.join(name for name in there if name in commands)}")
-                found = race(there, commands, rounds=rounds or self.options.rounds, seed=self.options.seed)
+                found = race(
+                    there, commands, rounds=rounds or self.options.rounds, seed=self.options.seed, timeout=timeout
+                )
                 found.errors |= errors
                 records[title] = found.record()
                 for name, error in found.errors.items():
@@ -219,15 +253,12 @@ def end_to_end(bench: Bench) -> dict[str, Any]:
     options = bench.options
     epochs, steps = f"{RECMTL}, epoch", f"{RECMTL}, step"
     specs = [bench.recmtl(epochs, "epochs"), bench.recmtl(steps, "steps")]
-    commands: dict[str, Any] = {
-        epochs: {"do": "epoch"},
-        steps: {"do": "step", "batch": 4096, "seconds": (5 if options.quick else 10) * options.seconds},
-    }
     if not options.quick:
-        for spec in (bench.plain(f"{FUSED}, epoch"), *bench.peers()):
-            commands[spec.name] = {"do": "epoch", "rows": 300_000}
-            specs.append(spec)
-    return bench.race(specs, {"epoch": commands}, rounds=2 if options.quick else max(options.rounds // 3, 3))
+        specs += [bench.plain(f"{FUSED}, epoch"), *bench.peers()]
+    commands: dict[str, Any] = {spec.name: {"do": "epoch"} for spec in specs}
+    commands[steps] = {"do": "step", "batch": 4096, "seconds": (5 if options.quick else 10) * options.seconds}
+    rounds = 2 if options.quick else max(options.rounds // 3, 3)
+    return bench.race(specs, {"epoch": commands}, rounds, timeout=3600)
 
 
 def inference(bench: Bench) -> dict[str, Any]:
@@ -240,29 +271,49 @@ def inference(bench: Bench) -> dict[str, Any]:
 
 
 def rows(bench: Bench) -> dict[str, Any]:
-    """The step with tables 1, 10 and 34 times as long (3M, 30M, 101M rows), where the memory allows."""
+    """The step with tables 1, 10 and 34 times as long (3M, 30M, 101M rows), as far as the memory allows."""
     options = bench.options
     found: dict[str, Any] = {"heats": {}, "kinds": {}, "left_out": {}}
     for times in (1, 10, 34):
         work = Work().times(times)
-        tables = 4 * work.rows * work.dim / 1e9
-        # What a contender holds, in tables' sizes: recmtl the tables and a copy of the longest while it makes them;
-        # Adam over dense gradients the table, its gradient and two moments.
-        fits = {RECMTL: 1.4 * tables + 1 <= options.memory, "others": 4 * tables + 1 <= options.memory}
-        specs = [bench.recmtl(RECMTL, "steps", "--times", times)]
-        specs += [bench.plain(FUSED, "--times", times), *bench.peers("--times", times)]
-        for spec in specs:
-            if not fits.get(spec.name, fits["others"]):
-                found["left_out"][f"{spec.name}, {work.rows:,} rows"] = f"more than {options.memory:g} GB"
-                continue
-            # One after another: two of them at once would not fit. The machine's own speed stands beside each.
-            command = {"do": "step", "batch": 4096, "seconds": options.seconds}
-            heat = {spec.name: command, CEILING: {"do": "products", "seconds": options.seconds}}
-            title = f"{spec.name}, {work.rows} rows"
-            part = bench.race([spec, bench.ceiling()], {title: heat}, rounds=max(options.rounds // 2, 3))
+        some = ("--times", times, "--pool", 1 << 15)
+        mine = bench.recmtl(RECMTL, "steps", *some)
+        others = [bench.plain(FUSED, *some), *bench.peers(*some)]
+        free = options.memory - _CEILING_GB - _needed(work, mine)
+        pairs = [[mine, other] for other in others if _needed(work, other) <= free]
+        for other in others:
+            if _needed(work, other) > free:
+                found["left_out"][f"{other.name} at {work.rows:,} rows"] = (
+                    f"would take recmtl and it over {options.memory:g} GB"
+                )
+        if free < 0:
+            found["left_out"][f"{RECMTL} at {work.rows:,} rows"] = f"would take over {options.memory:g} GB"
+        elif not pairs:
+            pairs = [[mine]]
+        for pair in pairs:
+            # Two at a time: more would not fit. The machine's own speed stands beside each.
+            title = f"{work.rows} rows, {pair[-1].name}"
+            heat: dict[str, Any] = {
+                spec.name: {"do": "step", "batch": 4096, "seconds": options.seconds} for spec in pair
+            }
+            heat[CEILING] = {"do": "products", "seconds": options.seconds}
+            part = bench.race([*pair, bench.ceiling()], {title: heat}, max(options.rounds // 2, 3), one_by_one=True)
             found["heats"] |= part["heats"]
             found["kinds"] |= part["kinds"]
     return found
+
+
+_CEILING_GB = 0.45
+
+
+def _needed(work: Work, spec: Spec) -> float:
+    """Gigabytes that a contender takes: as seen at 3M rows, the tables counted.
+
+    recmtl holds the tables, a sixteenth for Adagrad's state, and once a copy of the longest (a third) while it makes
+    them; Adam over dense gradients holds four times the tables.
+    """
+    tables = 4 * work.rows * work.dim / 1e9
+    return 0.75 + 1.4 * tables if spec.kind == "recmtl" else 0.75 + 4 * tables
 
 
 def batch(bench: Bench) -> dict[str, Any]:
@@ -281,10 +332,14 @@ def batch(bench: Bench) -> dict[str, Any]:
 
 
 def loader(bench: Bench) -> dict[str, Any]:
-    """The loader alone: an epoch that nobody trains on."""
-    specs = [bench.recmtl(RECMTL, "load")]
-    heats = {"loader": {RECMTL: {"do": "load", "epoch": 0}}}
-    return bench.race(specs, heats, rounds=max(bench.options.rounds // 2, 3))
+    """The loader alone, shuffled: epochs that nobody trains on; and one eight times as long, for its memory."""
+    longer = f"{RECMTL}, eight times the rows"
+    specs = [bench.recmtl(RECMTL, "load"), bench.recmtl(longer, "load", "--shards-times", 8)]
+    commands: dict[str, Any] = {
+        RECMTL: {"do": "load", "seconds": bench.options.seconds},
+        longer: {"do": "load", "seconds": 0},
+    }
+    return bench.race(specs, {"loader": commands}, max(bench.options.rounds // 2, 3))
 
 
 def balancers(bench: Bench) -> dict[str, Any]:
@@ -298,12 +353,64 @@ def balancers(bench: Bench) -> dict[str, Any]:
 
 
 def ranks(bench: Bench) -> dict[str, Any]:
-    """An epoch of ``recmtl train`` on one process and on two, as a user starts it."""
-    known = subprocess.run(
-        [sys.executable, "-m", "recmtl.cli", "train", "--help"], capture_output=True, text=True, check=False, cwd=ROOT
+    """Epochs of ``recmtl train`` on one process and on two, as a user starts it, with the same threads in all.
+
+    The time of an epoch is the difference between a run of three and a run of one, halved: starting up falls out,
+    validation (a hundredth of the rows) and the epoch's checkpoint stay in.
+    """
+    options = bench.options
+    recmtl = str(Path(sys.executable).parent / "recmtl")
+    known = subprocess.run([recmtl, "train", "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
+    if "--nproc" not in known.stdout:
+        return {"skipped": "this recmtl has no `train --nproc`"}
+    home = options.output / "scratch" / "ranks"
+    home.mkdir(parents=True, exist_ok=True)
+    config = home / "config.yaml"
+    code = (
+        "import sys, json, pathlib, data; folder = pathlib.Path(sys.argv[1]);"
+        "print(json.dumps(data.config(folder, {'device': sys.argv[2]})))"
     )
-    del known
-    return {"skipped": "recmtl train has no --nproc"}
+    made = subprocess.run(
+        [sys.executable, "-c", code, str(bench.data), options.device],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=HERE,
+    )
+    config.write_text(made.stdout)  # JSON is YAML
+    train_rows = pq_rows(bench.data / "flat.parquet")
+    rounds = []
+    for number in range(2 if options.quick else 3):
+        turns = {}
+        for size in (1, 2) if number % 2 else (2, 1):
+            seconds = {}
+            for epochs in (1, 3):
+                run = home / f"run-{size}"
+                environment = {**os.environ, "OMP_NUM_THREADS": str(max(options.threads // size, 1))}
+                command = [recmtl, "train", str(config), "--nproc", str(size), "--output", str(run), "--overwrite"]
+                subprocess.run(
+                    [*command, "--set", f"training.epochs={epochs}"],
+                    env=environment,
+                    cwd=ROOT,
+                    check=True,
+                    capture_output=True,
+                    timeout=3600,
+                )
+                seconds[epochs] = json.loads((run / "metrics.json").read_text())["seconds"]["train"]
+            turns[f"{size} rank{'s' if size > 1 else ''}"] = {
+                "rows": 2 * train_rows,
+                "seconds": seconds[3] - seconds[1],
+                "of": seconds,
+            }
+        rounds.append({"turns": turns})
+    return {"heats": {"epoch": {"rounds": rounds, "errors": {}, "peak_bytes": {}}}, "kinds": {}}
+
+
+def pq_rows(file: Path) -> int:
+    """Rows of a Parquet file."""
+    import pyarrow.parquet as pq
+
+    return int(pq.ParquetFile(file).metadata.num_rows)
 
 
 def profile(bench: Bench) -> dict[str, Any]:
@@ -334,7 +441,77 @@ def startup(bench: Bench) -> dict[str, Any]:
     return {"seconds": seconds}
 
 
-PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+def gpu_step(bench: Bench) -> dict[str, Any]:
+    """On a GPU: the step over lengths and widths of tables, sizes of the batch and precisions."""
+    options = bench.options
+    found: dict[str, Any] = {"heats": {}, "kinds": {}, "left_out": {}}
+    sizes = (4096, 65536) if options.quick else (4096, 16384, 65536, 262144)
+    for times in (1, 10, 100):
+        for dim in (16, 64):
+            work = replace(Work(), dim=dim).times(times)
+            for precision in ("fp32", "tf32", "bf16"):
+                some = ("--times", times, "--dim", dim, "--precision", precision, "--pool", 1 << 20)
+                specs = [bench.recmtl(RECMTL, "steps", *some), bench.plain(FUSED, *some)]
+                if precision != "bf16":  # it has no autocast of its own
+                    specs += bench.peers(*some)
+                free, there = bench.gpu_memory(), []
+                for spec in specs:
+                    need = _needed(work, spec) + 2
+                    if need > free:
+                        found["left_out"][f"{spec.name} at {work.rows:,} rows of {dim}"] = f"needs about {need:.0f} GB"
+                        continue
+                    free -= need
+                    there.append(spec)
+                heats = {}
+                for size in sizes:
+                    heat: dict[str, Any] = {
+                        spec.name: {"do": "step", "batch": size, "seconds": options.seconds} for spec in there
+                    }
+                    heat[CEILING] = {"do": "products", "seconds": options.seconds, "size": 8192}
+                    heats[f"{work.rows} rows of {dim}, batch {size}, {precision}"] = heat
+                part = bench.race(
+                    [*there, bench.ceiling("--precision", precision)],
+                    heats,
+                    max(options.rounds // 3, 3),
+                    one_by_one=True,
+                )
+                found["heats"] |= part["heats"]
+                found["kinds"] |= part["kinds"]
+    return found
+
+
+def gpu_bytes(bench: Bench) -> dict[str, Any]:
+    """On a GPU: bytes per second of a copy, random rows per second; with the bytes of a sample, the other ceiling."""
+    seconds = bench.options.seconds
+    heats = {
+        "stream": {CEILING: {"do": "stream", "seconds": seconds, "size": 1 << 28}},
+        "random rows": {CEILING: {"do": "reads", "seconds": seconds, "batch": 65536}},
+    }
+    found = bench.race([bench.ceiling()], heats)
+    found["bytes_per_sample"] = {
+        f"{name}, batch {size}": dict(Work().bytes_per_sample(batch=size, element=element))
+        for name, element in (("fp32", 4), ("bf16", 2))
+        for size in (4096, 65536, 262144)
+    }
+    return found
+
+
+def gpu_end_to_end(bench: Bench) -> dict[str, Any]:
+    """On a GPU: an epoch from Parquet at batch 65,536 in bf16, beside recmtl's step."""
+    some = ("--precision", "bf16", "--batch", 65536, "--pool", 1 << 20)
+    epochs, steps = f"{RECMTL}, epoch", f"{RECMTL}, step"
+    specs = [
+        bench.recmtl(epochs, "epochs", *some),
+        bench.recmtl(steps, "steps", *some),
+        bench.plain(f"{FUSED}, epoch", *some),
+        *bench.peers("--batch", 65536),
+    ]
+    commands: dict[str, Any] = {spec.name: {"do": "epoch"} for spec in specs}
+    commands[steps] = {"do": "step", "batch": 65536, "seconds": 2 * bench.options.seconds}
+    return bench.race(specs, {"epoch": commands}, max(bench.options.rounds // 3, 3), timeout=3600)
+
+
+CPU_PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "step": step,
     "end_to_end": end_to_end,
     "inference": inference,
@@ -346,8 +523,13 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "profile": profile,
     "startup": startup,
 }
-CPU_PARTS = tuple(PARTS)
-GPU_PARTS = CPU_PARTS
+GPU_PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "step": step,
+    "end_to_end": gpu_end_to_end,
+    "grid": gpu_step,
+    "bytes": gpu_bytes,
+    "profile": profile,
+}
 
 
 def _write(file: Path, text: str) -> None:
