@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recmtl import __version__
-from recmtl.errors import NotRegisteredError, RecmtlError, UserError
+from recmtl.errors import NotRegisteredError, OtherRankError, RankLostError, RecmtlError, UserError
 
 if TYPE_CHECKING:
     from recmtl.config import RunConfig
@@ -57,6 +57,22 @@ Overrides = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option("--output", metavar="DIR", help="The run's folder; by default runs/NAME.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove the run that is in the folder, and begin anew.")]
+Ranks = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc",
+        metavar="N",
+        min=1,
+        help="Train with N processes on this machine, one a GPU where there are GPUs; the batch is shared by all. "
+        "Across machines start this command under torchrun instead.",
+    ),
+]
+MaxRestarts = Annotated[
+    int,
+    typer.Option(
+        "--max-restarts", metavar="K", min=0, help="With --nproc: how often to start again after a process was lost."
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -74,17 +90,29 @@ TrackingUri = Annotated[
 
 
 @app.command()
-def run(config: Config, set_: Overrides = None, output: Output = None, overwrite: Overwrite = False) -> None:
+def run(
+    config: Config,
+    set_: Overrides = None,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    nproc: Ranks = None,
+    max_restarts: MaxRestarts = 3,
+) -> None:
     """Prepare, train, evaluate and register: the main job."""
-    from recmtl import stages
+    if nproc is not None:
+        _launch("run", config, set_, output, overwrite, nproc, max_restarts)
+        return
+    with _among_ranks() as leads:
+        from recmtl import stages
 
-    try:
-        result = stages.run(_load(config, set_), output=output, overwrite=overwrite, progress=_progress())
-    except NotRegisteredError as error:
-        if error.result is not None:
-            _print_run(error.result)
-        raise
-    _print_run(result)
+        try:
+            result = stages.run(_load(config, set_), output=output, overwrite=overwrite, progress=_progress())
+        except NotRegisteredError as error:
+            if error.result is not None and leads:
+                _print_run(error.result)
+            raise
+        if leads:
+            _print_run(result)
 
 
 @app.command()
@@ -113,11 +141,24 @@ def prepare(
 
 
 @app.command()
-def train(config: Config, set_: Overrides = None, output: Output = None, overwrite: Overwrite = False) -> None:
+def train(
+    config: Config,
+    set_: Overrides = None,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    nproc: Ranks = None,
+    max_restarts: MaxRestarts = 3,
+) -> None:
     """Prepare what is not prepared, train, and evaluate on validation; nothing is tested or registered."""
-    from recmtl import stages
+    if nproc is not None:
+        _launch("train", config, set_, output, overwrite, nproc, max_restarts)
+        return
+    with _among_ranks() as leads:
+        from recmtl import stages
 
-    _print_run(stages.train(_load(config, set_), output=output, overwrite=overwrite, progress=_progress()))
+        result = stages.train(_load(config, set_), output=output, overwrite=overwrite, progress=_progress())
+        if leads:
+            _print_run(result)
 
 
 @app.command()
@@ -380,15 +421,17 @@ def exit_code_of(*, debug: bool = False) -> Iterator[None]:
     except _UsageError as error:
         _complain_of_usage(error, debug)
         sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; the same command goes on from here", debug)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if not _told_already(error):
+            _complain("interrupted; the same command goes on from here", debug)
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         # The reader of a pipe has gone, as `| head` does: there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except RecmtlError as error:
-        _complain(str(error), debug)
+        if not _told_already(error):
+            _complain(str(error), debug)
         sys.exit(error.exit_code)
     except OSError as error:
         _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", debug)
@@ -396,6 +439,17 @@ def exit_code_of(*, debug: bool = False) -> Iterator[None]:
     except Exception as error:
         _complain(f"unexpected {type(error).__name__}: {error} (a fault of recmtl's; --debug shows where)", debug)
         sys.exit(1)
+
+
+def _told_already(error: BaseException) -> bool:
+    """Whether another process of the job tells the user of this: the rank that failed, or the launcher."""
+    if isinstance(error, OtherRankError):
+        return True
+    if "RANK" not in os.environ or not isinstance(error, (RankLostError, KeyboardInterrupt, typer.Abort)):
+        return False
+    from recmtl.distributed.launch import LAUNCHER
+
+    return LAUNCHER in os.environ
 
 
 def _complain(text: str, debug: bool) -> None:
@@ -418,6 +472,58 @@ def _escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
+
+
+def _launch(
+    verb: str,
+    config: Path,
+    overrides: Sequence[str] | None,
+    output: Path | None,
+    overwrite: bool,
+    ranks: int,
+    max_restarts: int,
+) -> None:
+    """The same command as several ranks, and its exit code."""
+    if "RANK" in os.environ:
+        raise UserError(f"{verb}: torchrun has started the processes already (RANK is set); leave --nproc out")
+    loaded = _load(config, overrides)  # what is wrong with it is said before anything starts
+    folder = output or loaded.folder
+    before = _made_at(folder)
+    given = [str(config), *(part for override in overrides or () for part in ("--set", override))]
+    given += [] if output is None else ["--output", str(output)]
+    given += ["--debug"] if "--debug" in sys.argv else []
+
+    def arguments() -> list[str]:
+        begun = _made_at(folder) != before  # what is there to overwrite has been: go on with what came since
+        return [verb, *given, *(["--overwrite"] if overwrite and not begun else [])]
+
+    from recmtl.distributed.launch import launch
+
+    code = launch(arguments, ranks=ranks, max_restarts=max_restarts, progress=_progress())
+    if code:
+        raise typer.Exit(code)
+
+
+def _made_at(folder: Path) -> int | None:
+    """When the state of the run in a folder was last written; None where there is no run."""
+    try:
+        return (folder / "run.json").stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+@contextmanager
+def _among_ranks() -> Iterator[bool]:
+    """Join the ranks that torchrun has started, if it has; whether this is the one that speaks."""
+    if "RANK" not in os.environ:
+        yield True
+        return
+    from recmtl.distributed import joined
+    from recmtl.distributed.launch import follow_launcher
+
+    follow_launcher()
+    with joined() as group:
+        yield group.rank == 0
 
 
 def _load(path: Path, overrides: Sequence[str] | None) -> "RunConfig":
