@@ -11,7 +11,7 @@ it, :meth:`Model.decide` after it. Importing this file imports neither TorchRec 
 Dimensions: B batch, D width of the features, I width of the tower's input, H hidden width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Union
 
@@ -25,7 +25,9 @@ from recmtl.features import (
     InputsConfig,
     Interactions,
     MakeTables,
+    Pieces,
     PlainTables,
+    Stored,
     Tables,
     initial_blocks,
     table_shapes,
@@ -156,7 +158,7 @@ class Model(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """All that was learned, by names that no kind of tables changes: ``tables.NAME``, ``tower.…``, ``heads.…``.
 
-        Live views: copy them to keep them.
+        Live views: copy them to keep them. Where ranks hold parts of the tables this gathers whole copies: all call it.
         """
         tables = {f"tables.{name}": weight for name, weight in self.tables.weights().items()}
         return {**tables, **self._dense_tensors()}
@@ -167,24 +169,42 @@ class Model(nn.Module):
         Raises:
             RunError: a tensor is missing, left over, or of another shape.
         """
-        have = self.tensors()
-        if have.keys() != tensors.keys():
-            missing, left = sorted(have.keys() - tensors.keys()), sorted(tensors.keys() - have.keys())
-            raise RunError(
-                f"these weights are of another model: {missing or 'none'} are missing, {left or 'none'} too many"
-            )
+        tables = self.tables.pieces().keys()
+        _same_names({*(f"tables.{name}" for name in tables), *self._dense_tensors()}, tensors.keys())
         for name, tensor in self._dense_tensors().items():
             if tensor.shape != tensors[name].shape:
                 raise RunError(f"{name} has shape {tuple(tensor.shape)} here but {tuple(tensors[name].shape)} there")
-        self.tables.load_weights({name: tensors[f"tables.{name}"] for name in self.tables.weights()})
+        self.tables.load_weights({name: tensors[f"tables.{name}"] for name in tables})
         for name, tensor in self._dense_tensors().items():
             tensor.copy_(tensors[name])
+
+    def pieces(self) -> dict[str, Tensor | Pieces]:
+        """:meth:`tensors` as a checkpoint saves and loads them: of a table that is cut up, this rank's part. Live."""
+        return {**{f"tables.{name}": part for name, part in self.tables.pieces().items()}, **self._dense_tensors()}
+
+    def load_pieces(self, stored: Stored) -> None:
+        """Read what :meth:`pieces` was when it was saved, perhaps by another number of ranks.
+
+        Raises:
+            RunError: a tensor is missing, left over, or of another shape.
+        """
+        have = self.pieces()
+        _same_names(have.keys(), stored.shapes().keys())
+        stored.read(have)
 
     def _dense_tensors(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(_TABLES)}
 
 
 _TABLES = "features.tables."
+
+
+def _same_names(have: Set[str], given: Set[str]) -> None:
+    if have != given:
+        missing, left = sorted(have - given), sorted(given - have)
+        raise RunError(
+            f"these weights are of another model: {missing or 'none'} are missing, {left or 'none'} too many"
+        )
 
 
 def build_model(

@@ -188,6 +188,19 @@ class FusedTables(nn.Module):
                     tensor[low - first : high - first] = part.to(tensor.device)
             row += len(block)
 
+    def reset_rows(self, table: str, rows: Tensor) -> None:
+        """Make these rows of a table, and their optimiser's state, zeros: they are another id's from now on.
+
+        Args:
+            table: its name.
+            rows: (n,) int64, of the whole table; every rank calls it with the same.
+        """
+        for (name, shard), tensors in self._held().items():
+            if name == table:
+                here = rows[(rows >= shard.row) & (rows < shard.row + shard.rows)] - shard.row
+                for tensor in tensors:
+                    tensor[here.to(tensor.device)] = 0.0
+
     def set_learning_rate(self, lr: float) -> None:
         """The learning rate of the next ``backward``."""
         for kernel in self._kernels:

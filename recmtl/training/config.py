@@ -6,10 +6,16 @@ from typing import Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
+from recmtl.distributed.plan import ShardingConfig, check_sharding
 from recmtl.errors import UserError
 from recmtl.metrics import METRICS
 from recmtl.settings import Settings
-from recmtl.training.optimizers import DenseOptimizerConfig, SparseOptimizerConfig, check_sparse_optimizer
+from recmtl.training.optimizers import (
+    SPARSE_OPTIMIZERS,
+    DenseOptimizerConfig,
+    SparseOptimizerConfig,
+    check_sparse_optimizer,
+)
 from recmtl.training.schedules import ScheduleConfig
 
 __all__ = ["CheckpointConfig", "EarlyStoppingConfig", "TrainingConfig", "resolve_device", "resolve_precision"]
@@ -72,6 +78,8 @@ class TrainingConfig(Settings):
     """The embedding tables' optimiser."""
     dense: DenseOptimizerConfig = DenseOptimizerConfig()
     """Everything else's optimiser."""
+    sharding: ShardingConfig = ShardingConfig()
+    """How the embedding tables are cut over the ranks, where there are several."""
     schedule: ScheduleConfig = ScheduleConfig()
     """How both learning rates change; sparse.schedule and dense.schedule replace it."""
     clip_norm: float | None = Field(default=None, gt=0)
@@ -96,7 +104,14 @@ class TrainingConfig(Settings):
 
     @model_validator(mode="after")
     def _the_device_can(self) -> "TrainingConfig":
-        check_sparse_optimizer(self.sparse, resolve_device(self.device, check=False).type)
+        device = resolve_device(self.device, check=False).type
+        check_sparse_optimizer(self.sparse, device)
+        check_sharding(self.sharding, device)
+        if self.sharding != ShardingConfig() and not SPARSE_OPTIMIZERS[self.sparse.optimizer].fused:
+            raise ValueError(
+                f"training.sharding: tables under {self.sparse.optimizer} are whole on every rank; remove sharding, or "
+                "use an optimiser that steps inside backward, such as rowwise_adagrad"
+            )
         return self
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recmtl.distributed.plan import ShardingConfig, check_sharding
 from recmtl.errors import RunError, UserError
-from recmtl.features import InMemory, MakeTables, PlainTables, Stored
+from recmtl.features import MakeTables, Pieces, PlainTables, Stored
 from recmtl.group import ONE, Group
 from recmtl.settings import Settings
 from recmtl.training.schedules import ScheduleConfig
@@ -205,10 +205,13 @@ class SparseOptimizer(Protocol):
     def step(self) -> None:
         """Step, after ``backward`` (a fused optimiser has stepped already)."""
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor | Pieces]:
         """State by name: all that the next step depends on, but for the learning rate. Live; this rank's part of it."""
 
-    def load_state(self, stored: Stored | Mapping[str, Tensor]) -> None:
+    def reset_rows(self, table: str, rows: Tensor) -> None:
+        """Make these rows of a table, and their state, zeros; every rank calls it with the same (n,) int64 rows."""
+
+    def load_state(self, stored: Stored) -> None:
         """Read what :meth:`state` was when it was saved, perhaps by another number of ranks.
 
         Raises:
@@ -236,12 +239,15 @@ class _Fused:
 
     def step(self) -> None: ...
 
-    def state(self) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self._tables.optimizer_state()
+    def state(self) -> dict[str, Tensor | Pieces]:
+        state: dict[str, Tensor | Pieces] = self._tables.optimizer_pieces()
         return state
 
-    def load_state(self, stored: Stored | Mapping[str, Tensor]) -> None:
-        self._tables.load_optimizer_pieces(InMemory(stored) if isinstance(stored, Mapping) else stored)
+    def reset_rows(self, table: str, rows: Tensor) -> None:
+        self._tables.reset_rows(table, rows)
+
+    def load_state(self, stored: Stored) -> None:
+        self._tables.load_optimizer_pieces(stored)
 
 
 class _Exact:
@@ -249,6 +255,7 @@ class _Exact:
 
     def __init__(self, config: SparseOptimizerConfig, tables: nn.Module) -> None:
         named = list(tables.named_parameters())
+        self._by_name = dict(named)
         arguments: dict[str, Any] = {
             "lr": config.lr,
             "betas": config.betas or (0.9, 0.999),
@@ -272,13 +279,20 @@ class _Exact:
         if self._optimizer is not None:
             self._optimizer.step()
 
-    def state(self) -> dict[str, Tensor]:
-        return {} if self._optimizer is None else _named_state(self._optimizer, self._names)
+    def state(self) -> dict[str, Tensor | Pieces]:
+        return {} if self._optimizer is None else {**_named_state(self._optimizer, self._names)}
 
-    def load_state(self, stored: Stored | Mapping[str, Tensor]) -> None:
-        whole = stored if isinstance(stored, Mapping) else stored.whole()
+    def reset_rows(self, table: str, rows: Tensor) -> None:
+        assert self._optimizer is not None
+        weight = self._by_name[table]
+        weight.detach()[rows] = 0.0
+        for value in self._optimizer.state[weight].values():
+            if value.shape == weight.shape:
+                value[rows] = 0.0
+
+    def load_state(self, stored: Stored) -> None:
         if self._optimizer is not None:
-            _load_named_state(self._optimizer, self._names, whole)
+            _load_named_state(self._optimizer, self._names, stored.whole())
 
 
 class DenseOptimizerConfig(Settings):

@@ -287,7 +287,7 @@ def test_a_damaged_checkpoint_costs_steps_not_the_result(small, tmp_path):
     config = small.config(checkpoint={"every_steps": 7, "keep": 3})
     whole = small.train(tmp_path / "whole", config)
     killed_at(small, tmp_path / "killed", config, 22)
-    damaged = tmp_path / "killed" / "step-000000021-00" / "tensors.safetensors"
+    damaged = tmp_path / "killed" / "step-000000021-00" / "tensors-00000.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     resumed = small.train(tmp_path / "killed", config)
     assert "step-000000021-00 is damaged" in small.progress.warnings[0]
