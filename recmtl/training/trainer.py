@@ -232,6 +232,7 @@ class _Trainer:
     def train_step(self, batch: Batch, bar: Bar) -> None:
         """One batch: one backward, one step of every optimiser."""
         self._begin_step()
+        self._give_rows(batch)
         own_T, rows_T = self._observed(batch)
         try:
             x_BD, leaf_BD, losses, auxiliary = self._forward(batch, rows_T)
@@ -300,6 +301,11 @@ class _Trainer:
         self.health.begin_step(step)
         self.sparse.zero_grad()
         self.dense.zero_grad()
+
+    def _give_rows(self, batch: Batch) -> None:
+        """Managed tables: rows that another id has from now on begin anew."""
+        for table, rows in self.model.features.id_maps.observe(batch.sparse).items():
+            self.sparse.reset_rows(table, rows)
 
     def _observed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(T,) each: in how many rows of this rank, and of all, each task is observed."""
@@ -513,6 +519,7 @@ class _Trainer:
             **{f"sparse/{name}": tensor for name, tensor in self.sparse.state().items()},
             **{f"dense/{name}": tensor for name, tensor in self.dense.state().items()},
             **{f"balancer/{name}": tensor for name, tensor in self.balancer.state_dict().items()},
+            **{f"managed/{name}": tensor for name, tensor in self.model.features.id_maps.state().items()},
             "running/sums": self.sums,
             "running/logged": self.logged,
         }
@@ -523,6 +530,7 @@ class _Trainer:
         self.sparse.load_state(saved.part("sparse"))
         self.dense.load_state(saved.part("dense").whole())
         self.balancer.load_state_dict(saved.part("balancer").whole())
+        self.model.features.id_maps.load_state(saved.part("managed").whole())
         running = saved.part("running").whole()
         mine = float(self.group.rank == 0)
         self.sums = running["sums"].to(self.device) * mine
