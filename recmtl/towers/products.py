@@ -6,11 +6,11 @@ In: x_BD and the banks that read it: experts, gates. Out: what each makes of it.
 - Banks that read the same input are one product, over their joined columns: x is read once forwards and its gradient is
   written once, not once a bank and added up.
 - ReLU happens in the product's own memory, and its gradient is written where the backward product reads it.
-- Rows begin at multiples of 64 bytes. A matrix of 429 columns costs MKL a third of its speed where it is written; the
-  same columns in rows 432 apart do not.
+- On a CPU the products are oneDNN's, which torch carries for what its compiler generates. MKL, which ``torch.mm``
+  calls, loses a third of its speed where it writes rows that do not begin at multiples of 64 bytes (429 columns, say).
 
 On a GPU, under autocast and for a compiler these are plain operations, with the input padded by zeros to a multiple of
-16 columns there: tensor cores want whole tiles.
+16 columns on a GPU: tensor cores want whole tiles.
 
 Dimensions: B batch, D width of the input, G members of a bank, N width of one member's output.
 """
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 __all__ = ["Bank", "read_together"]
 
 STEP = 16
-"""Elements: 64 bytes of float32, a cache line and an AVX-512 register; two rows of a tensor core's tile in bf16."""
+"""Columns that a GPU's input is padded to a multiple of: 32 bytes of bf16."""
 
 
 class Bank(NamedTuple):
@@ -40,7 +40,7 @@ class Bank(NamedTuple):
 
 
 def read_together(x_BD: Tensor, banks: Sequence[Bank]) -> list[Tensor]:
-    """What every bank makes of x: (G, B, N) each, views with rows a step apart.
+    """What every bank makes of x: (G, B, N) each, views of one product.
 
     The backward pass has no backward of its own on a CPU (nothing here asks for second derivatives).
     """
@@ -69,9 +69,16 @@ def _padded(x_BD: Tensor, columns_DN: Tensor, biases_N: Tensor) -> tuple[Tensor,
     return F.pad(x_BD, (0, deep)), F.pad(columns_DN, (0, wide, 0, deep)), F.pad(biases_N, (0, wide))
 
 
-def _aligned(rows: int, columns: int, like: Tensor) -> Tensor:
-    """(rows, columns), uninitialised, each row at a multiple of a step."""
-    return like.new_empty(rows, -(-columns // STEP) * STEP)[:, :columns]
+def _multiply(x_BK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """(B, N): x·Wᵀ + b, in any memory layout of the three."""
+    if _ONEDNN is None or x_BK.dtype != torch.float32 or x_BK.numel() == 0:
+        return F.linear(x_BK, weight_NK, bias_N)
+    product: Tensor = _ONEDNN(x_BK, weight_NK, bias_N, "none", [], "")
+    return product
+
+
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _HAS_ONEDNN else None
 
 
 class _Product(torch.autograd.Function):
@@ -79,8 +86,7 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any, x_BD: Tensor, columns_DN: Tensor, biases_N: Tensor, shapes: Sequence[tuple[int, int, bool]]
     ) -> tuple[Tensor, ...]:
-        y_BN = _aligned(x_BD.shape[0], columns_DN.shape[1], x_BD)
-        torch.mm(x_BD, columns_DN, out=y_BN).add_(biases_N)  # addmm would write the biases out first and read them back
+        y_BN = _multiply(x_BD, columns_DN.t(), biases_N)
         parts = _parts(y_BN, shapes)
         for part, (_, _, relu) in zip(parts, shapes, strict=True):
             if relu:
@@ -92,15 +98,12 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x_BD, columns_DN, y_BN = ctx.saved_tensors
-        g_BN = _aligned(y_BN.shape[0], y_BN.shape[1], y_BN)
+        g_BN = torch.empty_like(y_BN)
         parts = zip(gradients, _parts(y_BN, ctx.shapes), _parts(g_BN, ctx.shapes), ctx.shapes, strict=True)
         for gradient, part, into, (_, _, relu) in parts:
             if relu:
                 torch.ops.aten.threshold_backward.grad_input(gradient, part, 0, grad_input=into)
             else:
                 into.copy_(gradient)
-        x_gradient_BD = None
-        if ctx.needs_input_grad[0]:
-            x_gradient_BD = _aligned(x_BD.shape[0], x_BD.shape[1], x_BD)
-            torch.mm(g_BN, columns_DN.t(), out=x_gradient_BD)
-        return x_gradient_BD, x_BD.t() @ g_BN, g_BN.sum(0), None
+        x_gradient_BD = _multiply(g_BN, columns_DN) if ctx.needs_input_grad[0] else None
+        return x_gradient_BD, _multiply(x_BD.t(), g_BN.t()), g_BN.sum(0), None

@@ -76,7 +76,8 @@ def test_on_a_gpu_the_padding_changes_nothing():
     x_BD = torch.randn(7, 29, generator=torch.Generator().manual_seed(1), requires_grad=True)
     given = banks(29)
     on_gpu = [
-        Bank(b.weight.detach().cuda().requires_grad_(), b.bias.detach().cuda().requires_grad_(), b.relu) for b in given
+        Bank(*(tensor.detach().cuda().requires_grad_() for tensor in (bank.weight, bank.bias)), bank.relu)
+        for bank in given
     ]
     x_gpu = x_BD.detach().cuda().requires_grad_()
     ours, plain = read_together(x_gpu, on_gpu), by_einsum(x_BD, given)
@@ -85,3 +86,14 @@ def test_on_a_gpu_the_padding_changes_nothing():
     moved = [part.cpu() for part in ours]
     for mine, other in zip(gradients(moved, x_gpu, on_gpu), gradients(plain, x_BD, given), strict=True):
         torch.testing.assert_close(mine.cpu(), other, rtol=1e-3, atol=1e-3)
+
+
+def test_without_onednn_it_is_the_same(monkeypatch):
+    x_BD = torch.randn(7, 29, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    given = banks(29)
+    ours = read_together(x_BD, given)
+    mine = gradients(ours, x_BD, given)
+    monkeypatch.setattr("recmtl.towers.products._ONEDNN", None)
+    plain = read_together(x_BD, given)
+    for one, other in zip((*ours, *mine), (*plain, *gradients(plain, x_BD, given)), strict=True):
+        torch.testing.assert_close(one, other)
