@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ from recmtl.batch import Batch
 from recmtl.errors import RunError
 from recmtl.etl.encode import Encoder
 from recmtl.manifest import Manifest, Shard, file_hash, inside
-from recmtl.rows import Bags, Ints, Layout, MapLike, Rows
+from recmtl.rows import Bags, Ints, InTurn, Layout, Rows
 from recmtl.schema import Schema
 from recmtl.statistics import Statistics
 from recmtl.tasks import Tasks
@@ -40,9 +40,7 @@ from recmtl.tasks import Tasks
 __all__ = ["Loader", "raw_frames", "to_batch"]
 
 MOST_THREADS = 8
-"""Threads that decode and permute columns; they sleep while the window before theirs is being cut."""
-GROUPS_PER_TASK = 4
-"""Row groups that a thread decodes at a time: few, so that threads end together; opening a file for each costs 3 %."""
+"""Threads that read row groups, one at a time, and permute columns. Each holds a row group as Arrow has it."""
 
 
 def to_batch(frame: pl.DataFrame, schema: Schema, tasks: Tasks | None) -> Batch:
@@ -180,13 +178,15 @@ class Loader:
             start: batches to skip.
             pool: decodes the next window while this one is cut; None: nothing happens before it is asked for.
         """
-        in_turn: MapLike = map if pool is None else pool.map
+        in_turn: InTurn = map if pool is None else pool.map
         waiting = self._planned(number, start)
         reading, cutting = self._layout.empty(self._largest), self._layout.empty(self._largest)
 
         def begin() -> tuple[_Plan, Iterator[dict[str, Bags]]] | None:
             plan = next(waiting, None)
-            return None if plan is None else (plan, in_turn(partial(self._read, into=reading), _tasks(plan.window)))
+            if plan is None:
+                return None
+            return plan, in_turn(partial(self._read, into=reading), plan.window, _starts(plan.window))
 
         batch, have = start, 0  # the current batch, and those of its rows that lay in earlier windows
         left: list[Rows] = []
@@ -275,25 +275,25 @@ class Loader:
                     groups.append(_RowGroup(index, number, rows))
         return groups
 
-    def _read(self, task: "_Task", into: Rows) -> dict[str, Bags]:
-        """Write row groups of one shard into a window's matrices."""
+    def _read(self, group: "_RowGroup", start: int, into: Rows) -> dict[str, Bags]:
+        """Write a row group into a window's matrices, from row ``start`` on."""
         columns = self._layout.columns if self._encoder is None else self._layout.labels
-        table = self._read_groups(self._shards[task.shard], task.groups, columns)
+        table = self._read_group(self._shards[group.shard], group.number, columns)
         chunks = _columns(table)
         if self._encoder is not None:
-            raw = pl.from_arrow(self._read_groups(self._raw_shards[task.shard], task.groups, None))
+            raw = pl.from_arrow(self._read_group(self._raw_shards[group.shard], group.number, None))
             assert isinstance(raw, pl.DataFrame)
             if raw.height != table.num_rows:
                 raise RunError(
-                    f"{self.folder / self._raw_shards[task.shard].path}: not row for row the encoded shard's"
+                    f"{self.folder / self._raw_shards[group.shard].path}: not row for row the encoded shard's"
                 )
             chunks |= _columns(self._encoder.rows(raw).to_arrow())
-        return self._layout.write(chunks, into, task.start)
+        return self._layout.write(chunks, into, start)
 
-    def _read_groups(self, shard: Shard, numbers: list[int], columns: Sequence[str] | None) -> pa.Table:
+    def _read_group(self, shard: Shard, number: int, columns: Sequence[str] | None) -> pa.Table:
         file = self._open(shard)
         try:
-            return file.read_row_groups(numbers, columns=columns, use_threads=False)
+            return file.read_row_group(number, columns=columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise _unreadable(self.folder, shard, error) from error
         finally:
@@ -348,25 +348,9 @@ class _Plan(NamedTuple):
     """Places in the window, in the order wanted; None: all of them, in order."""
 
 
-class _Task(NamedTuple):
-    """What one thread reads at a time."""
-
-    shard: int
-    groups: list[int]
-    start: int
-    """Where their rows begin in the window."""
-
-
-def _tasks(window: list[_RowGroup]) -> list[_Task]:
-    tasks = []
-    start = 0
-    for shard, found in groupby(window, key=lambda group: group.shard):
-        groups = list(found)
-        for first in range(0, len(groups), GROUPS_PER_TASK):
-            some = groups[first : first + GROUPS_PER_TASK]
-            tasks.append(_Task(shard, [group.number for group in some], start))
-            start += sum(group.rows for group in some)
-    return tasks
+def _starts(window: list[_RowGroup]) -> list[int]:
+    """Where each row group begins in the window."""
+    return list(accumulate((group.rows for group in window[:-1]), initial=0))
 
 
 def _columns(table: pa.Table) -> dict[str, list[pa.Array]]:

@@ -13,7 +13,7 @@ Dimensions: R rows, N columns of ``Batch.dense``, T tasks.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,20 +24,14 @@ from recmtl.batch import Batch, SparseBatch
 from recmtl.schema import Schema
 from recmtl.tasks import Tasks
 
-__all__ = ["Bags", "Chunks", "Ints", "Layout", "MapLike", "Rows"]
+__all__ = ["Bags", "Chunks", "InTurn", "Ints", "Layout", "Rows"]
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 Chunks = Mapping[str, list[pa.Array]]
 """Encoded column to its values, in one piece or several."""
-
-
-class MapLike(Protocol):
-    """``map``, or that of an executor."""
-
-    def __call__(self, function: Callable[..., Any], arguments: Sequence[Any], /) -> Iterator[Any]:
-        """The results, in order."""
-        ...
+InTurn = Callable[..., Iterator[Any]]
+"""``map``, or that of an executor."""
 
 
 @dataclass(frozen=True)
@@ -208,14 +202,14 @@ class Layout:
             for name, weighted in self._bags.items()
         }
 
-    def take(self, rows: Rows, index: Ints, into: Rows, in_turn: MapLike = map) -> Rows:
+    def take(self, rows: Rows, index: Ints, into: Rows, in_turn: InTurn = map) -> Rows:
         """Copy some rows into other matrices.
 
         Args:
             rows: where they are.
             index: which, in which order.
             into: as many rows at least.
-            in_turn: ``map``, or that of an executor, for a column at a time.
+            in_turn: takes a column at a time.
 
         Returns:
             The rows, in the memory of ``into``.
