@@ -16,8 +16,9 @@ Dimensions: B batch, V rows of a table, W width of a table.
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,10 @@ class FusedTables(nn.Module):
         optimizer_kwargs: ``lr`` and what else FBGEMM's operator takes: ``eps``, ``beta1``, ``weight_decay``, …
         device: where the tables live.
         sharding: how they are cut.
+        precision: of the weights; the optimiser's state and what comes out are float32. Under float16 a GPU's kernels
+            round stochastically, so that small steps are not lost in the mean; a CPU's round to nearest.
+        cached: tables that lie in host memory, behind a cache on the GPU (FBGEMM's managed caching; on a GPU only).
+        cache_load_factor: the share of their rows that the GPU caches.
         batch_size: rows a step over all ranks, which the planner reckons with.
         group: the ranks, each of which makes these tables.
 
@@ -93,6 +98,9 @@ class FusedTables(nn.Module):
         optimizer_kwargs: Mapping[str, Any],
         device: torch.device | str = "cpu",
         sharding: ShardingConfig | None = None,
+        precision: Literal["float32", "float16"] = "float32",
+        cached: Collection[str] = (),
+        cache_load_factor: float = 0.2,
         batch_size: int = 4096,
         group: Group = ONE,
     ) -> None:
@@ -104,7 +112,16 @@ class FusedTables(nn.Module):
         self._states = optimizer_states(optimizer_type)
         self._device = device
         self._steps = 0
-        sizes = {name: _size(shape) for name, shape in shapes.items()}
+        self._precision = torch.float16 if precision == "float16" else torch.float32
+        sizes = {
+            name: replace(
+                _size(shape),
+                dtype=precision,
+                kernel="fused_uvm_caching" if name in cached else "fused",
+                cache_load_factor=cache_load_factor if name in cached else None,
+            )
+            for name, shape in shapes.items()
+        }
         self.plan = _same_plan(
             group,
             lambda: make_plan(
@@ -124,6 +141,8 @@ class FusedTables(nn.Module):
             **arguments,
             # an id out of bounds stops the run: FBGEMM's default clamps it silently (FBGEMM issue 6215)
             "bounds_check_mode": BoundsCheckMode.FATAL,
+            "stochastic_rounding": precision == "float16",
+            **({"cache_load_factor": cache_load_factor} if cached else {}),
         }
         comm_ops.set_gradient_division(False)  # TorchRec would divide by the number of ranks; before it builds
         try:
@@ -150,14 +169,29 @@ class FusedTables(nn.Module):
         """
         if not sparse.keys:
             return {}
-        pooled: dict[str, Tensor] = self._collection[0](sparse.to_kjt()).wait().to_dict()
+        pooled: dict[str, Tensor] = self._pooled(sparse).to_dict()
+        return {
+            feature: pooled[feature][:, : shape.dim] for shape in self._shapes.values() for feature in shape.features
+        }
+
+    def joined(self, sparse: SparseBatch, features: Sequence[str]) -> Tensor:
+        """See :class:`recmtl.features.tables.Tables`."""
+        pooled = self._pooled(sparse)
+        dims = {feature: shape.dim for shape in self._shapes.values() for feature in shape.features}
+        if pooled.keys() == list(features) and pooled.length_per_key() == [dims[feature] for feature in features]:
+            together: Tensor = pooled.values()
+            return together
+        found: dict[str, Tensor] = pooled.to_dict()
+        return torch.cat([found[feature][:, : dims[feature]] for feature in features], dim=1)
+
+    def _pooled(self, sparse: SparseBatch) -> Any:
+        """TorchRec's KeyedTensor, its keys in the order of the plan."""
+        pooled = self._collection[0](sparse.to_kjt()).wait()
         if torch.is_grad_enabled():
             self._steps += 1
         else:  # FBGEMM counts a step at every forward; scoring is none
             self._set_steps(self._steps)
-        return {
-            feature: pooled[feature][:, : shape.dim] for shape in self._shapes.values() for feature in shape.features
-        }
+        return pooled
 
     def weights(self) -> dict[str, Tensor]:
         """See :class:`recmtl.features.tables.Tables`."""
@@ -173,6 +207,7 @@ class FusedTables(nn.Module):
         check_weights({name: pieces.shape for name, pieces in have.items()}, weights)
         for name, weight in weights.items():
             pieces_of(weight, have[name])
+        self._forget_caches()
 
     def load_blocks(self, table: str, blocks: Iterable[Tensor]) -> None:
         """See :class:`recmtl.features.tables.Tables`."""
@@ -187,6 +222,7 @@ class FusedTables(nn.Module):
                     part = block[low - row : high - row, column : column + tensor.shape[1]]
                     tensor[low - first : high - first] = part.to(tensor.device)
             row += len(block)
+        self._forget_caches()
 
     def reset_rows(self, table: str, rows: Tensor) -> None:
         """Make these rows of a table, and their optimiser's state, zeros: they are another id's from now on.
@@ -200,6 +236,7 @@ class FusedTables(nn.Module):
                 here = rows[(rows >= shard.row) & (rows < shard.row + shard.rows)] - shard.row
                 for tensor in tensors:
                     tensor[here.to(tensor.device)] = 0.0
+        self._forget_caches()
 
     def set_learning_rate(self, lr: float) -> None:
         """The learning rate of the next ``backward``."""
@@ -310,7 +347,7 @@ class FusedTables(nn.Module):
         return {
             name: Pieces(
                 shape,
-                torch.float32,
+                self._precision if all(block.number == 0 for block in blocks) else torch.float32,
                 tuple(Piece(block.start, block.of(held[table, block.shard])) for block in blocks if self._mine(block)),
             )
             for name, (table, shape, blocks) in parts.items()
@@ -337,6 +374,12 @@ class FusedTables(nn.Module):
                 shard = shards[name, *table.local_metadata.shard_offsets]
                 held[name, shard] = (weight.detach(), *state)
         return held
+
+    def _forget_caches(self) -> None:
+        """What lies in host memory was written to: its copies on the GPU are of no use any more."""
+        for kernel in self._kernels:
+            if kernel.emb_module.lxu_cache_weights.numel():
+                kernel.emb_module.reset_cache_states()
 
     def _width(self, state: str) -> int:
         """Stored columns of the table that a state is of."""

@@ -141,27 +141,35 @@ class Features(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, D) float32."""
-        embeddings = self._pooled(batch)
-        dense = dict(zip(self._dense_names, torch.split(batch.dense, self._dense_widths, dim=1), strict=True))
-        return torch.cat(
-            [
-                *(embeddings[name] for name in self._sparse),
-                *(project(dense[name]).float() for name, project in self.projections.items()),
-                *(dense[name] for name in self._vectors),
-                *(dense[name].clamp(-self._number_limit, self._number_limit) for name in self._numbers),
-            ],
-            dim=1,
-        )
+        return torch.cat([*self._pooled(batch), *self._beside(batch)], dim=1)
 
-    def _pooled(self, batch: Batch) -> dict[str, Tensor]:
-        """Feature name to (B, W). Weights of a weighted mean already sum to 1; a plain mean is divided here."""
-        embeddings = dict(self.tables(self.id_maps(batch.sparse)))
-        if self._means:
-            keys = batch.sparse.keys
-            lengths_FB = batch.sparse.lengths.view(len(keys), batch.size).clamp(min=1)  # the mean of an empty bag is 0
-            for name in self._means:
-                embeddings[name] = embeddings[name] / lengths_FB[keys.index(name)].unsqueeze(1)
-        return embeddings
+    def _pooled(self, batch: Batch) -> list[Tensor]:
+        """The embeddings, (B, W) each or all in one."""
+        if not self._sparse:
+            return []
+        sparse = self.id_maps(batch.sparse)
+        if not self._means:
+            return [self.tables.joined(sparse, self._sparse)]
+        embeddings = self.tables(sparse)
+        keys = sparse.keys
+        lengths_FB = sparse.lengths.view(len(keys), batch.size).clamp(min=1)  # the mean of an empty bag is 0
+        return [
+            # Weights of a weighted mean already sum to 1; a plain mean is divided here.
+            embeddings[name] / lengths_FB[keys.index(name)].unsqueeze(1) if name in self._means else embeddings[name]
+            for name in self._sparse
+        ]
+
+    def _beside(self, batch: Batch) -> list[Tensor]:
+        """Vectors and numbers."""
+        limit = self._number_limit
+        if not (self.projections or self._vectors):
+            return [batch.dense.clamp(-limit, limit)] if self._numbers else []
+        dense = dict(zip(self._dense_names, torch.split(batch.dense, self._dense_widths, dim=1), strict=True))
+        return [
+            *(project(dense[name]).float() for name, project in self.projections.items()),
+            *(dense[name] for name in self._vectors),
+            *(dense[name].clamp(-limit, limit) for name in self._numbers),
+        ]
 
 
 def _starts(widths: Mapping[str, int]) -> list[int]:

@@ -13,7 +13,7 @@ checkpoint saves and loads, so neither needs a whole table anywhere.
 Dimensions: B batch, N values in all, V rows of a table, W width of a table.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -127,6 +127,10 @@ class Tables(Protocol):
         """Feature name to (B, W) float32: the (weighted) sum of its rows per example, zeros where it has none."""
         ...
 
+    def joined(self, sparse: SparseBatch, features: Sequence[str]) -> Tensor:
+        """The same for some features (at least one), side by side in this order: (B, their widths' sum)."""
+        ...
+
     def weights(self) -> dict[str, Tensor]:
         """Table name to (V, W) float32, detached: a live view, which training changes under the caller's eyes.
 
@@ -187,6 +191,11 @@ class PlainTables(nn.Module):
             feature: self._pool(feature, values_N, lengths_B, weights_N)
             for feature, values_N, lengths_B, weights_N in zip(sparse.keys, values, lengths_FB, weights, strict=True)
         }
+
+    def joined(self, sparse: SparseBatch, features: Sequence[str]) -> Tensor:
+        """See :class:`Tables`."""
+        pooled = self(sparse)
+        return torch.cat([pooled[feature] for feature in features], dim=1)
 
     def _pool(self, feature: str, values_N: Tensor, lengths_B: Tensor, weights_N: Tensor | None) -> Tensor:
         table_VW = self._table(self._table_of[feature])
