@@ -20,6 +20,7 @@ they fit, since a second kind of sharding is a second exchange in every step, wh
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -116,7 +117,9 @@ class TableSize:
     dtype: Literal["float32", "float16"] = "float32"
     """Of the weights; optimiser state is float32."""
     kernel: str = "fused"
-    """TorchRec's compute kernel: where the weights lie."""
+    """TorchRec's compute kernel: fused, or fused_uvm_caching for weights in host memory behind a cache on the GPU."""
+    cache_load_factor: float | None = None
+    """fused_uvm_caching: the share of the rows that the GPU caches."""
 
 
 class Shard(NamedTuple):
@@ -297,6 +300,7 @@ def _torchrec_plan(
     from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
     from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
     from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+    from torchrec.distributed.types import CacheParams
 
     collection = table_collection(sizes)
     for bag in collection.embedding_bags.values():
@@ -311,6 +315,7 @@ def _torchrec_plan(
             batch_sizes=[-(-batch_size // ranks)] * len(size.features),
             is_weighted=size.weighted,
             feature_names=list(size.features),
+            cache_params=None if size.cache_load_factor is None else CacheParams(load_factor=size.cache_load_factor),
         )
         for name, size in sizes.items()
     }
@@ -429,11 +434,13 @@ def _memory(device: str, per_host: int) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without TorchRec's advice for jobs inside of Meta."""
+    """Without TorchRec's advice for jobs inside of Meta, and without what FBGEMM's CPU build warns of on import."""
     logger = logging.getLogger("torchrec.distributed.planner")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(before)

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from recmtl.batch import SparseBatch
+from recmtl.distributed.plan import ShardingConfig, TableSize, make_plan
 from recmtl.errors import RunError, UserError
-from recmtl.features import PlainTables, TableShape, initial_table, table_shapes
+from recmtl.features import PlainTables, TableShape, initial_blocks, initial_table, table_shapes
 from recmtl.features.fused import FusedTables
+from recmtl.modules import generator
 from recmtl.schema import Feature, Schema
 from recmtl.statistics import Statistics
 
@@ -228,6 +230,70 @@ def test_fused_tables_on_a_gpu_equal_plain_ones(optimizer, world, batch):
         assert not torch.equal(weight, before[name])
     state = {name: tensor.clone() for name, tensor in quick.optimizer_state().items()}
     quick.load_optimizer_state(state)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device; TorchRec shards these ways on GPUs only")
+@pytest.mark.parametrize("sharding", ["table_wise", "column_wise", "row_wise", "table_row_wise", "grid"])
+def test_every_sharding_of_a_gpu_steps_as_plain_tables(sharding, world, batch):
+    shapes = table_shapes(world.schema, world.statistics)
+    config = ShardingConfig(default=sharding)
+    arguments = {"optimizer_type": torch.optim.Adagrad, "optimizer_kwargs": {"lr": 0.1, "eps": 1e-8}}
+    quick = filled(FusedTables(shapes, **arguments, device="cuda", sharding=config), shapes)
+    plain = filled(PlainTables(shapes), shapes)
+    optimizer = torch.optim.Adagrad(plain.parameters(), lr=0.1, eps=1e-8)
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum(value.square().sum() for value in plain(batch.sparse).values()).backward()
+        optimizer.step()
+        sum(value.square().sum() for value in quick(batch.to("cuda").sparse).values()).backward()
+    for name, weight in plain.weights().items():
+        torch.testing.assert_close(weight, quick.weights()[name].cpu())
+    again = filled(FusedTables(shapes, **arguments, device="cuda", sharding=config), shapes)
+    again.load_optimizer_state({name: tensor.clone() for name, tensor in quick.optimizer_state().items()})
+    for name, tensor in quick.optimizer_state().items():
+        assert torch.equal(tensor, again.optimizer_state()[name])
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(1, 1), (3, 5), (17, 1), (47, 1), (33, 3), (1000, 7), (64, 16)])
+def test_initial_values_do_not_depend_on_the_blocks_they_are_drawn_in(rows, dim):
+    shape = TableShape(rows, dim, ("f",))
+    whole = torch.empty(rows, dim).normal_(0.0, 0.5, generator=generator(3, "tables", "f"))
+    whole[1:2] = 0.0
+    blocks = list(initial_blocks(shape, std=0.5, seed=3, name="f", block_rows=16))
+    assert max(len(block) for block in blocks) < 32
+    assert torch.equal(torch.cat(blocks), whole)
+    assert torch.equal(initial_table(shape, std=0.5, seed=3, name="f"), whole)
+
+
+@pytest.mark.parametrize("make", [PlainTables, fused])
+def test_a_table_filled_block_by_block_is_the_whole_one(make):
+    shapes = {"items": TableShape(50, 6, ("item",)), "types": TableShape(3, 4, ("type",))}
+    made = make(shapes)
+    for name, shape in shapes.items():
+        made.load_blocks(name, initial_blocks(shape, std=1.0, seed=1, name=name, block_rows=16))
+    for name, weight in filled(make(shapes), shapes).weights().items():
+        assert torch.equal(weight, made.weights()[name])
+
+
+def test_a_table_that_does_not_exist_cannot_be_sharded():
+    with pytest.raises(UserError, match="there is no table 'other'; the tables are items"):
+        FusedTables(
+            {"items": TableShape(7, 8, ("item",))},
+            optimizer_type=torch.optim.SGD,
+            optimizer_kwargs={"lr": 0.1},
+            sharding=ShardingConfig(tables={"other": "table_wise"}),
+        )
+
+
+def test_tables_that_do_not_fit_are_said_to():
+    sizes = {"items": TableSize(10_000_000, 64, ("item",))}
+    with pytest.raises(UserError, match=r"2\.56 GB of weights.* do not fit 2 rank\(s\) of 1\.00 GB"):
+        make_plan(sizes, ShardingConfig(), optimizer_type=torch.optim.SGD, ranks=2, device="cpu", memory=1_000_000_000)
+    halves = make_plan(
+        sizes, ShardingConfig(), optimizer_type=torch.optim.SGD, ranks=2, device="cpu", memory=2_000_000_000
+    )
+    assert [(shard.rank, shard.columns) for shard in halves.tables[0].shards] == [(0, 32), (1, 32)]
 
 
 def test_a_schema_without_tables_needs_none():

@@ -90,3 +90,18 @@ def test_precision_on_a_cpu():
     assert resolve_precision("auto", cpu) is torch.float32
     assert resolve_precision("float32", cpu) is torch.float32
     assert resolve_precision("bf16", cpu) is torch.bfloat16
+
+
+@CPU_ONLY
+@pytest.mark.parametrize("kind", ["row_wise", "table_row_wise", "grid"])
+def test_shardings_without_a_kernel_on_a_cpu_are_refused(kind):
+    refused(rf"training.sharding.default: TorchRec shards {kind} on GPUs only", sharding={"default": kind})
+    refused("training.sharding.tables.user: .* use table_wise, column_wise", sharding={"tables": {"user": kind}})
+
+
+def test_sharding_of_tables_that_are_whole_on_every_rank_is_refused():
+    refused(
+        "tables under exact_adam are whole on every rank",
+        sharding={"default": "column_wise"},
+        sparse={"optimizer": "exact_adam"},
+    )
