@@ -27,19 +27,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from recmtl.balancing import BALANCERS
 from recmtl.batch import Batch, SparseBatch
 from recmtl.config import RunConfig
+from recmtl.distributed.plan import check_sharding
 from recmtl.errors import UserError
 from recmtl.manifest import Manifest, inside
 from recmtl.model import Model, build_model
-from recmtl.schema import Feature, Schema
+from recmtl.schema import Feature, Schema, Table
 from recmtl.statistics import LabelStatistics, NumberStatistics, Statistics, Vocabulary
 from recmtl.tasks import Tasks
-from recmtl.training.optimizers import SparseOptimizerConfig
+from recmtl.training.optimizers import SparseOptimizerConfig, check_sparse_optimizer
 
 __all__ = ["Bytes", "Capacity", "Dense", "Machine", "Step", "TableCapacity", "plan", "summary"]
 
 GIB = 1 << 30
-_FLOAT, _ID, _LENGTH = 4, 8, 4
-"""Bytes of a float32, of an id on its way, and of a row's number of values in one feature."""
+_FLOAT, _HALF, _ID, _LENGTH = 4, 2, 8, 4
+"""Bytes of a float32, a float16, an id on its way, and a row's number of values in one feature."""
+_ID_MAP = 56
+"""Bytes of a managed table's map and candidates, per row (:mod:`recmtl.features.managed`)."""
 _CUDA_RESERVE = 0.1
 """Share of a GPU set aside for its context, the kernels' workspaces and what the allocator cannot use again."""
 _CPU_RESERVE = GIB
@@ -119,6 +122,8 @@ class Bytes:
     dense: int
     """Parameters, buffers and gradients."""
     dense_optimizer: int
+    id_maps: int
+    """Of managed tables: which id has which row, and the candidates."""
     exchange: int
     """The flat buffer in which dense gradients are summed over the ranks."""
     activations: int
@@ -208,9 +213,13 @@ def plan(
         lengths: feature name to the mean number of values of a row, for bags likewise.
 
     Raises:
-        UserError: the size of a table or the length of a bag is not known, or is given for one that is not there.
+        UserError: the size of a table or the length of a bag is not known, or is given for one that is not there; the
+            machine's device has no kernels for what the config asks.
     """
+    check_sharding(config.training.sharding, machine.device)
+    check_sparse_optimizer(config.training.sparse, machine.device)
     facts = _Facts.of(config, rows or {}, lengths or {})
+    _known("training.sharding.tables", config.training.sharding.tables, facts.schema.tables, "table")
     tables = _tables(config.training.sparse, facts)
     dense = _measure(config, facts, machine)
     size = batch_size or config.training.batch_size
@@ -242,6 +251,7 @@ def summary(capacity: Capacity) -> list[tuple[tuple[str, ...], list[tuple[str, .
             ("lookups for all ranks", rank.lookups),
             (f"dense: {capacity.dense.parameters:,} parameters, gradients", rank.dense),
             ("dense optimiser", rank.dense_optimizer),
+            ("managed tables' maps", rank.id_maps),
             ("exchange of gradients", rank.exchange),
             (f"activations of {capacity.rows_per_rank:,} rows", rank.activations),
             ("batches", rank.batch),
@@ -445,6 +455,7 @@ def _tables(sparse: SparseOptimizerConfig, facts: _Facts) -> tuple[_Table, ...]:
     fused = not sparse.optimizer.startswith("exact")
     step = 4 if fused else 1
     made = []
+    cached = sparse.cached(facts.schema.tables)
     for name, table in facts.schema.tables.items():
         rows, origin = facts.rows[name]
         made.append(
@@ -455,10 +466,10 @@ def _tables(sparse: SparseOptimizerConfig, facts: _Facts) -> tuple[_Table, ...]:
                 dim=table.embedding_dim,
                 columns=-(-table.embedding_dim // step) * step,
                 lengths=tuple(facts.lengths[feature] for feature in table.features),
-                element=_FLOAT,
+                element=_HALF if sparse.precision == "float16" else _FLOAT,
                 moments=_MOMENTS[sparse.optimizer],
                 fused=fused,
-                cache_load_factor=None,
+                cache_load_factor=sparse.cache_load_factor if name in cached else None,
             )
         )
     return tuple(made)
@@ -532,10 +543,21 @@ def _step(model: Model, batch: Batch, *, at_cut: bool) -> None:
         torch.stack([*sums, *extra]).sum().backward()  # type: ignore[no-untyped-call]
         return
     targets = (leaf_BD, *model.shared_parameters())
-    for task_sum in sums:
-        torch.autograd.grad(task_sum, targets, retain_graph=True, allow_unused=True)
+    for task_sum in sums:  # not autograd.grad: torch's operation counter watches modules by hooks that refuse it
+        task_sum.backward(retain_graph=True, inputs=targets)  # type: ignore[no-untyped-call]
     torch.stack([*sums, *extra]).sum().backward()  # type: ignore[no-untyped-call]
     x_BD.backward(leaf_BD.grad)  # type: ignore[no-untyped-call]
+
+
+def _linear_flops(x_shape: Any, weight_shape: Any, *_: Any, **__: Any) -> int:
+    """Of (…, K) by (N, K)."""
+    return 2 * math.prod(x_shape) * int(weight_shape[0])
+
+
+_ONEDNN_FLOPS = (
+    {torch.ops.mkldnn._linear_pointwise: _linear_flops} if hasattr(torch.ops.mkldnn, "_linear_pointwise") else {}
+)
+"""What torch's counter does not know of :mod:`recmtl.towers.products`."""
 
 
 def _count_flops(model: Model, facts: _Facts, at_cut: bool) -> tuple[int, int]:
@@ -543,10 +565,10 @@ def _count_flops(model: Model, facts: _Facts, at_cut: bool) -> tuple[int, int]:
     size = 8
     batch = _batch(facts, size)
     with torch.random.fork_rng(devices=[]):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with FlopCounterMode(display=False, custom_mapping=_ONEDNN_FLOPS) as counter, torch.no_grad():
             model(batch)
         forward = counter.get_total_flops()
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_ONEDNN_FLOPS) as counter:
             _step(model, batch, at_cut=at_cut)
         return forward // size, counter.get_total_flops() // size
 
@@ -618,7 +640,7 @@ class _Calculation:
             replace(table, distinct=_distinct(table.rows, batch_size * table.values, facts.counts.get(table.name)))
             for table in tables
         ]
-        self._sharding = getattr(getattr(config.training, "sharding", None), "default", "auto")
+        self._sharding = config.training.sharding.default
         self.fixed = self._fixed()
         self.shards = self._place()
 
@@ -634,6 +656,9 @@ class _Calculation:
         parts = {
             "dense": 2 * parameters,
             "dense_optimizer": moments * parameters,
+            "id_maps": sum(
+                _ID_MAP * table.managed.rows for table in self._schema_tables() if table.managed is not None
+            ),
             "exchange": parameters if machine.ranks > 1 else 0,
             "activations": math.ceil(self.dense.activation_bytes * self.rows_per_rank),
             "batch": batch,
@@ -641,6 +666,9 @@ class _Calculation:
             "reserve": math.ceil(_CUDA_RESERVE * machine.memory) if cuda else _CPU_RESERVE,
         }
         return Bytes(tables=0, table_optimizer=0, lookups=0, total=sum(parts.values()), host_tables=0, **parts)
+
+    def _schema_tables(self) -> Iterable[Table]:
+        return self.facts.schema.tables.values()
 
     def _batch_bytes(self) -> int:
         """One rank's batch as tensors: ids, lengths, weights, dense columns, labels with their masks, group, row."""
@@ -671,13 +699,11 @@ class _Calculation:
         if free <= 0:
             return None
         import recmtl.features.fused  # noqa: F401 - FBGEMM warns on import, and this file knows how to keep it quiet
-        from recmtl.distributed.plan import ShardingConfig, TableSize, check_sharding, make_plan
+        from recmtl.distributed.plan import TableSize, make_plan
         from recmtl.training.optimizers import _fused_optimizer as fused_optimizer
 
         machine = self.machine
-        sharding: ShardingConfig = getattr(self.config.training, "sharding", None) or ShardingConfig()
-        check_sharding(sharding, machine.device)
-        _known("training.sharding.tables", sharding.tables, {table.name: table for table in self.tables}, "table")
+        sharding = self.config.training.sharding
         sizes = {
             table.name: TableSize(
                 rows=table.rows,
@@ -685,6 +711,7 @@ class _Calculation:
                 features=self.facts.schema.tables[table.name].features,
                 dtype="float16" if table.element == 2 else "float32",
                 kernel="fused" if table.cache_load_factor is None else "fused_uvm_caching",
+                cache_load_factor=table.cache_load_factor,
             )
             for table in self.tables
         }
@@ -874,12 +901,19 @@ class _Calculation:
         """What would make it fit, each worked out anew."""
         cuda, fused = self.machine.device == "cuda", bool(self.tables) and self.tables[0].fused
         if not fused and self.tables:
-            yield from self._try("a fused optimiser (training.sparse.optimizer: rowwise_adagrad)", self._with_fused())
+            fused_one = self._with(SparseOptimizerConfig())
+            yield from self._try("a fused optimiser (training.sparse.optimizer: rowwise_adagrad)", fused_one)
+        if cuda and fused and self.sparse.precision == "float32":
+            half = self._with(self.sparse.model_copy(update={"precision": "float16"}))
+            yield from self._try("half the weights (training.sparse.precision: float16)", half)
+        if cuda and fused and len(self.sparse.cached(self.facts.schema.tables)) < len(self.tables):
+            cached = self._with(self.sparse.model_copy(update={"placement": "managed_caching"}))
+            hosted = f"{cached.bytes().host_tables / GIB:.2f} GiB of host memory a GPU"
+            yield from self._try(f"tables in {hosted} (training.sparse.placement: managed_caching)", cached)
         if self.batch_size > self.machine.ranks and self.fixed.activations + self.fixed.batch > 0.1 * self.fixed.total:
-            half = _Calculation(
-                self.config, self.facts, self.tables, self.dense, self.machine, -(-self.batch_size // 2)
-            )
-            yield from self._try(f"half the batch (training.batch_size: {half.batch_size})", half)
+            size = -(-self.batch_size // 2)
+            smaller = _Calculation(self.config, self.facts, self.tables, self.dense, self.machine, size, self.sparse)
+            yield from self._try(f"half the batch (training.batch_size: {size})", smaller)
         yield from self._more_ranks(cuda)
 
     def _try(self, what: str, other: "_Calculation") -> Iterable[str]:
@@ -888,8 +922,7 @@ class _Calculation:
         else:
             yield f"{what}: not enough by itself, at least {other._least() / GIB:.2f} GiB on each"
 
-    def _with_fused(self) -> "_Calculation":
-        sparse = SparseOptimizerConfig()
+    def _with(self, sparse: SparseOptimizerConfig) -> "_Calculation":
         tables = _tables(sparse, self.facts)
         return _Calculation(self.config, self.facts, tables, self.dense, self.machine, self.batch_size, sparse)
 
@@ -912,7 +945,7 @@ class _Calculation:
         yield f"more {what}: not enough, up to {_MOST_RANKS}; {why}"
 
     def _on(self, machine: Machine) -> "_Calculation":
-        return _Calculation(self.config, self.facts, self.tables, self.dense, machine, self.batch_size)
+        return _Calculation(self.config, self.facts, self.tables, self.dense, machine, self.batch_size, self.sparse)
 
     def _notes(self) -> tuple[str, ...]:
         notes = list(self.facts.notes)

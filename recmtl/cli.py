@@ -297,7 +297,7 @@ def plan(
     if device == "cpu" and gpus is not None:
         raise UserError("--gpus goes with --device cuda; on CPUs say --ranks")
     found = work_out(
-        _load(config, set_),
+        _load(config, [*(set_ or ()), f"training.device={device}"]),  # the machine in question, not this one
         Machine(
             ranks=ranks or gpus or 1,
             memory=_gib(memory),

@@ -66,6 +66,30 @@ def test_tables_and_the_dense_part_by_hand() -> None:
     assert found.rank.total == sum(size for name, size in parts.items() if name not in ("total", "host_tables"))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_operations_of_experts_and_gates_by_hand(device: str) -> None:
+    tower = {"kind": "mmoe", "num_experts": 3, "expert_widths": [10, 6], "head_widths": [4]}
+    tasks = [{"name": name, "kind": "binary", "label": name} for name in ("click", "buy")]
+    model = {"tower": tower, "inputs": {"interactions": "none"}}
+    found = of(Machine(ranks=1, memory=4 * GIB, device=device), model=model, tasks=tasks)
+    experts = 3 * (12 * 10 + 10 * 6)
+    gates = 2 * 12 * 3 + 2 * 3 * 6  # and the mixing of three experts of width 6
+    heads = 2 * (6 * 4 + 4 * 1)
+    assert found.dense.forward_flops == 2 * (experts + gates + heads)
+    assert found.dense.training_flops == 3 * 2 * (experts + gates + heads)
+
+
+@pytest.mark.parametrize(("balancer", "passes"), [("fixed", 1), ("pcgrad", 2)])
+def test_a_balancer_that_takes_a_gradient_per_task_has_each_counted(balancer: str, passes: int) -> None:
+    tasks = [{"name": name, "kind": "binary", "label": name} for name in ("click", "buy")]
+    found = of(ONE_GPU, tasks=tasks, balancing={"kind": balancer})
+    bottom, heads = 12 * 8, 2 * (8 * 4 + 4 * 1)
+    assert found.dense.forward_flops == 2 * (bottom + heads)
+    # per task its own head alone and the bottom; then both, once, through everything
+    apart = 0 if passes == 1 else 2 * (2 * 2 * bottom + 2 * heads // 2)
+    assert found.dense.training_flops == 3 * 2 * (bottom + heads) + apart
+
+
 def test_a_step_by_hand() -> None:
     step = of(ONE_GPU).step
     assert step.read == 100 * (1 * 8 * 4 + 5 * 4 * 4)
@@ -115,7 +139,11 @@ def test_tables_weigh_what_real_ones_weigh(optimizer: str) -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer_.step()
     state = optimizer_.state()
-    held = sum(tensor.nbytes for name, tensor in state.items() if not name.endswith(("iter", "step")))
+    held = sum(
+        (tensor if isinstance(tensor, torch.Tensor) else tensor.held[0].tensor).nbytes
+        for name, tensor in state.items()
+        if not name.endswith(("iter", "step"))
+    )
     gradients = sum(stored.values()) if optimizer == "exact_adam" else 0
     assert sum(table.optimizer_bytes for table in found.tables) == held + gradients
 

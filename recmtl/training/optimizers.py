@@ -4,7 +4,7 @@ Tables either step inside ``backward`` (fused, FBGEMM) or are ordinary parameter
 look the same from outside: :class:`SparseOptimizer`. The dense optimiser is torch's own, with names to its state.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 Betas = tuple[float, float]
+Placement = Literal["device", "managed_caching"]
 
 
 class SparseOptimizerConfig(Settings):
@@ -60,9 +61,45 @@ class SparseOptimizerConfig(Settings):
     """The adams and lambs: decay of the two moments; by default 0.9 and 0.999."""
     schedule: ScheduleConfig | None = None
     """How the rate changes; by default as training.schedule says."""
+    precision: Literal["float32", "float16"] = "float32"
+    """Of the tables' weights. float16 halves them, with stochastic rounding so that small steps are not lost in the
+    mean; on a GPU only, for a fused optimiser. The optimiser's state and the embeddings that come out are float32."""
+    placement: Placement | dict[str, Placement] = "device"
+    """Where the tables lie, all of them or by name (those not named: on the device). managed_caching: in host memory,
+    behind a cache on the GPU, for tables larger than its memory; for a fused optimiser."""
+    cache_load_factor: float = Field(default=0.2, gt=0, le=1)
+    """managed_caching: the share of a table's rows that the GPU caches."""
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether a table may be cached."""
+        placed = self.placement.values() if isinstance(self.placement, dict) else (self.placement,)
+        return "managed_caching" in placed
+
+    def cached(self, tables: Collection[str]) -> tuple[str, ...]:
+        """Which of these tables lie in host memory.
+
+        Raises:
+            UserError: a placement is of a table that is not there.
+        """
+        if not isinstance(self.placement, dict):
+            return tuple(tables) if self.placement == "managed_caching" else ()
+        for name in self.placement:
+            if name not in tables:
+                raise UserError(
+                    f"training.sparse.placement.{name}: there is no table of this name; there are {', '.join(tables)}"
+                )
+        return tuple(name for name in tables if self.placement.get(name) == "managed_caching")
 
     @model_validator(mode="after")
     def _fields_fit_the_optimizer(self) -> "SparseOptimizerConfig":
+        if not SPARSE_OPTIMIZERS[self.optimizer].fused:
+            for field, unusual in (("precision", self.precision == "float16"), ("placement", self.is_cached)):
+                if unusual:
+                    raise ValueError(
+                        f"sparse.{field}: {self.optimizer} has plain float32 tables on the device; use a fused "
+                        "optimiser, such as rowwise_adagrad"
+                    )
         if self.betas is not None and not _has_moments(self.optimizer):
             raise ValueError(f"sparse.betas belongs to the adams and lambs, not {self.optimizer}")
         if self.eps is not None and self.optimizer == "sgd":
@@ -105,9 +142,19 @@ def check_sparse_optimizer(config: SparseOptimizerConfig, device: str) -> None:
         device: "cpu" or "cuda".
 
     Raises:
-        UserError: no such optimiser, or no weight decay, on this device; the alternatives are named.
+        UserError: no such optimiser, weight decay, float16 or cache on this device; the alternatives are named.
     """
     kind = SPARSE_OPTIMIZERS[config.optimizer]
+    if config.precision == "float16" and device != "cuda":
+        raise UserError(
+            "training.sparse.precision: float16 needs a GPU: FBGEMM's CPU kernels round to the nearest number even "
+            "when asked to round stochastically, which loses every small step; use float32"
+        )
+    if config.is_cached and device != "cuda":
+        raise UserError(
+            "training.sparse.placement: managed_caching keeps tables in host memory behind a cache on a GPU, and there "
+            f"is none on {device}: the tables are in host memory already; use device"
+        )
     if device not in kind.devices:
         here = [name for name, other in SPARSE_OPTIMIZERS.items() if device in other.devices]
         raise UserError(
@@ -160,6 +207,9 @@ def make_tables(
             optimizer_kwargs={"lr": config.lr, **extra},
             device=device,
             sharding=sharding,
+            precision=config.precision,
+            cached=config.cached(shapes),
+            cache_load_factor=config.cache_load_factor,
             batch_size=batch_size,
             group=group,
         )
