@@ -99,8 +99,11 @@ class _Side:
             wanted = max(self.options.pool // size, 2)
             whole = (batch for batch in self.loader(size).epoch(0) if batch.size == size)
             rng = np.random.default_rng(1)
-            self._pools[size] = [_longer(batch, self.options.times, rng) for batch in itertools.islice(whole, wanted)]
-            if not self._pools[size]:
+            for batch in itertools.islice(whole, wanted):
+                own = batch._map(torch.clone)  # the loader reads its next window into the same memory
+                own = _longer(own, self.options.times, rng)
+                self._pools.setdefault(size, []).append(own.pin_memory() if self.cuda else own)
+            if size not in self._pools:
                 raise ValueError(f"the data have fewer rows than a batch of {size}")
         return self._pools[size]
 
@@ -128,7 +131,11 @@ class _Side:
     def train(self, batches: Any, progress: Silent) -> None:
         training = self.config.training
         train(
-            self.model(tables=make_tables(training.sparse, self.device)),
+            self.model(
+                tables=make_tables(
+                    training.sparse, self.device, sharding=training.sharding, batch_size=training.batch_size
+                )
+            ),
             build_balancer(self.config.balancing, tasks=tuple(self.manifest.tasks_), seed=training.seed),
             batches,
             training,

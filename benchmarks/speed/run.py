@@ -128,16 +128,21 @@ class Bench:
         self.options = options
         self.missing: dict[str, str] = {}
         self._pythons: dict[str, Path] | None = None
-        self._data: Path | None = None
+        self._data: dict[int, Path] = {}
 
     @property
     def data(self) -> Path:
-        """The data's folder, made by recmtl in a process of its own when it is not there."""
-        if self._data is None:
-            self._data = self.options.home / f"data-{self.options.log_rows}"
-            command = [sys.executable, "data.py", str(self._data), "--rows", str(self.options.log_rows)]
-            subprocess.run([*command, "--seed", str(self.options.seed)], cwd=HERE, check=True)
-        return self._data
+        """The data's folder."""
+        return self.data_of(self.options.log_rows)
+
+    def data_of(self, rows: int) -> Path:
+        """The folder of a log of so many rows, made by recmtl in a process of its own when it is not there."""
+        if rows not in self._data:
+            folder = self.options.home / f"data-{rows}"
+            command = [sys.executable, "data.py", str(folder), "--rows", str(rows), "--seed", str(self.options.seed)]
+            subprocess.run(command, cwd=HERE, check=True)
+            self._data[rows] = folder
+        return self._data[rows]
 
     def peers(self, *arguments: object) -> list[Spec]:
         """The peers that can be had here; the others are in :attr:`missing`."""
@@ -363,6 +368,7 @@ def ranks(bench: Bench) -> dict[str, Any]:
     known = subprocess.run([recmtl, "train", "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
     if "--nproc" not in known.stdout:
         return {"skipped": "this recmtl has no `train --nproc`"}
+    folder = bench.data_of(min(options.log_rows, 200_000))
     home = options.output / "scratch" / "ranks"
     home.mkdir(parents=True, exist_ok=True)
     config = home / "config.yaml"
@@ -371,16 +377,16 @@ def ranks(bench: Bench) -> dict[str, Any]:
         "print(json.dumps(data.config(folder, {'device': sys.argv[2]})))"
     )
     made = subprocess.run(
-        [sys.executable, "-c", code, str(bench.data), options.device],
+        [sys.executable, "-c", code, str(folder), options.device],
         capture_output=True,
         text=True,
         check=True,
         cwd=HERE,
     )
     config.write_text(made.stdout)  # JSON is YAML
-    train_rows = pq_rows(bench.data / "flat.parquet")
+    train_rows = _rows_of(folder / "flat.parquet")
     rounds = []
-    for number in range(2 if options.quick else 3):
+    for number in range(max(options.rounds // 3, 2)):
         turns = {}
         for size in (1, 2) if number % 2 else (2, 1):
             seconds = {}
@@ -406,7 +412,7 @@ def ranks(bench: Bench) -> dict[str, Any]:
     return {"heats": {"epoch": {"rounds": rounds, "errors": {}, "peak_bytes": {}}}, "kinds": {}}
 
 
-def pq_rows(file: Path) -> int:
+def _rows_of(file: Path) -> int:
     """Rows of a Parquet file."""
     import pyarrow.parquet as pq
 
