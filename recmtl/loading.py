@@ -193,13 +193,14 @@ class Loader:
         begun = begin()
         while begun is not None:
             plan, parts = begun
+            taken = self._taken(number, plan)  # while they are read
             found = list(parts)
             bags = {name: Bags.concat([part[name] for part in found]) for name in found[0]}
             rows = replace(reading.slice(0, plan.size), bags=bags)
-            if plan.taken is None:
+            if taken is None:
                 reading, cutting = cutting, reading
             else:
-                rows = self._layout.take(rows, plan.taken, cutting, in_turn)
+                rows = self._layout.take(rows, taken, cutting, in_turn)
             begun = begin()
             position = 0
             while batch < self.batches:
@@ -221,19 +222,24 @@ class Loader:
     def _planned(self, number: int, start: int) -> Iterator["_Plan"]:
         """The windows that hold something of batch ``start`` or a later one."""
         begin = 0
-        for count, window in enumerate(self._windows(number)):
+        for place, window in enumerate(self._windows(number)):
             size = sum(group.rows for group in window)
-            skip = min(max(start * self.batch_size - begin, 0), size)
-            index: Ints | None = None
+            skip = max(start * self.batch_size - begin, 0)
             if skip < size:
-                if self.shuffle_seed is not None:
-                    index = _generator(self.shuffle_seed, number, 1 + count).permutation(size)[skip:]
-                elif skip or self.world_size > 1:
-                    index = np.arange(skip, size)
-                if index is not None and self.world_size > 1:
-                    index = index[self._is_mine(np.arange(begin + skip, begin + size))]
-                yield _Plan(window, size, index)
+                yield _Plan(place, window, size, begin, skip)
             begin += size
+
+    def _taken(self, number: int, plan: "_Plan") -> Ints | None:
+        """Which rows of a window to take, in their order in the epoch; None: all of them, as they stand."""
+        if self.shuffle_seed is not None:
+            order: Ints = _generator(self.shuffle_seed, number, 1 + plan.place).permutation(plan.size)[plan.skip :]
+        elif plan.skip or self.world_size > 1:
+            order = np.arange(plan.skip, plan.size)
+        else:
+            return None
+        if self.world_size == 1:
+            return order
+        return order[self._is_mine(np.arange(plan.begin + plan.skip, plan.begin + plan.size))]
 
     def _is_mine(self, positions: Ints) -> npt.NDArray[np.bool_]:
         """Whether the rows at these positions of the epoch are this rank's."""
@@ -340,12 +346,17 @@ class _RowGroup(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """A window, and which of its rows to take."""
+    """A window of an epoch."""
 
+    place: int
+    """Windows before it."""
     window: list[_RowGroup]
     size: int
-    taken: Ints | None
-    """Places in the window, in the order wanted; None: all of them, in order."""
+    """Its rows."""
+    begin: int
+    """Rows of the epoch before it."""
+    skip: int
+    """Its first rows that are not wanted."""
 
 
 def _starts(window: list[_RowGroup]) -> list[int]:
