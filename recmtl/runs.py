@@ -26,6 +26,7 @@ _FORMAT = 1
 _OWN = (
     "run.json",
     "config.resolved.yaml",
+    "sharding.json",
     "metrics.json",
     "report.md",
     "checkpoints",

@@ -22,6 +22,7 @@ from typing import Any
 from recmtl.balancing import build_balancer
 from recmtl.config import RunConfig, load_config
 from recmtl.distributed import check_device, joined
+from recmtl.distributed.plan import Plan, format_plan
 from recmtl.doctor import require_trio
 from recmtl.errors import NotRegisteredError, UserError
 from recmtl.etl.files import find, header
@@ -420,6 +421,7 @@ def _train(job: _Job) -> None:
             training.sparse, device, sharding=training.sharding, batch_size=training.batch_size, group=group
         )
         model = build_model(config.model, schema, tasks, job.statistics, seed=seed, tables=tables).to(device)
+        _tell_plan(job, getattr(model.tables, "plan", None))
         validation = job.loader("validation", group)
 
         def validate(current: Model) -> Mapping[str, Mapping[str, float | None]]:
@@ -548,6 +550,17 @@ def _describe(job: _Job) -> None:
         manifest.name, manifest.fingerprint, source=str(job.prepared.folder.absolute()), details=_rows(manifest)
     )
     job.tracker.artifact(job.folder.path / "config.resolved.yaml")
+
+
+def _tell_plan(job: _Job, plan: Plan | None) -> None:
+    """Which rank holds what of the tables, for the user, the run's folder and the tracker; plain tables have none."""
+    if plan is None or not job.leads:
+        return
+    if plan.ranks > 1:
+        for line in format_plan(plan).splitlines():
+            job.progress.say(line)
+    write_atomically(job.folder.path / "sharding.json", json.dumps(plan.to_json(), indent=1) + "\n")
+    job.tracker.artifact(job.folder.path / "sharding.json")
 
 
 def _write_up(job: _Job) -> None:

@@ -136,6 +136,14 @@ def test_run_leaves_a_report_and_a_finished_run_says_so(here: Path, recmtl: Run)
     assert tree(here / "runs") == before
 
 
+def test_a_run_keeps_the_plan_of_its_tables(here: Path) -> None:
+    plan = json.loads((here / "runs" / "shop" / "sharding.json").read_text())
+    assert plan["ranks"] == 1
+    tables = {table["table"]: table for table in plan["tables"]}
+    assert tables["user_id"]["sharding"] == "table_wise"
+    assert tables["user_id"]["shards"] == [[0, 0, tables["user_id"]["rows"], 0, tables["user_id"]["width"]]]
+
+
 def test_overwrite_begins_anew_with_another_config(here: Path, recmtl: Run) -> None:
     said = recmtl("train", "shop.yaml", "--set", "training.seed=5", "--overwrite")
     assert said.code == 0, said.err
