@@ -1,15 +1,12 @@
 """Two ranks, each on its part of every batch, end where one process on whole batches does."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).parent))  # ranks.py is also run as a script
 from ranks import CASES, MMOE, finish, small_run, start, train_case
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
