@@ -85,6 +85,10 @@ def test_what_is_served_is_what_was_trained(trained: tuple[Path, RunConfig]) -> 
         trained_ = torch.cat([model.predictions(model(batch))["click"] for batch in loader.epoch(0)])
     assert len(served) > 300
     np.testing.assert_array_equal(served, trained_.numpy())
+    encoded = package.loader(folder / "prepared", manifest, "test")  # the raw rows, as the package encodes them
+    with torch.no_grad():
+        anew = torch.cat([model.predictions(model(batch))["click"] for batch in encoded.epoch(0)])
+    np.testing.assert_array_equal(anew.numpy(), trained_.numpy())
 
 
 def test_it_has_learned_the_frequent_items_and_shares_a_row_among_the_rest(trained: tuple[Path, RunConfig]) -> None:
