@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from recmtl.training.storage import Saved
 
 __all__ = ["Checkpoint", "Checkpoints"]
+
+Result = TypeVar("Result")
 
 _UNFINISHED = ".unfinished-"
 _FORMAT = 2
@@ -124,7 +126,7 @@ class Checkpoints:
                 state = self._on_rank_0(partial(_state, folder))
                 if state.get("best") is not None:
                     self._verify(self._named(state["best"]))
-                saved = Saved(folder)
+                saved = self._by_all(partial(Saved, folder))
             except RunError as error:
                 self._progress.warn(f"{folder.name} is damaged ({error}); going back to what was saved before it")
                 continue
@@ -220,6 +222,22 @@ class Checkpoints:
         if "disk" in said:
             raise OSError(said["disk"])
         return said["result"]
+
+    def _by_all(self, do: Callable[[], Result]) -> Result:
+        """What every rank gets by doing this itself.
+
+        Raises:
+            RunError: on every rank, if one of them does.
+        """
+        result, problem = None, ""
+        try:
+            result = do()
+        except RunError as error:
+            problem = str(error)
+        failed = self._group.gather(np.array([self._group.rank] if problem else [], dtype=np.int64))
+        if len(failed) or result is None:
+            raise RunError(problem or f"it is not readable by rank {', '.join(map(str, failed))}")
+        return result
 
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

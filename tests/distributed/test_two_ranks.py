@@ -1,6 +1,7 @@
 """Two ranks, each on its part of every batch, end where one process on whole batches does."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,19 @@ def test_two_ranks_are_one(two_ranks, tmp_path, name):
         torch.testing.assert_close(
             tensors[key], weight, rtol=1e-4, atol=2e-4 * float(moved) + 1e-7, msg=lambda m, key=key: f"{key}: {m}"
         )
+
+
+@pytest.mark.parametrize("name", ["upgrad-rowwise_adagrad", "gradnorm-sgd", "fixed-exact_adam"])
+def test_the_second_epoch_by_one_process_after_the_first_by_two_ranks(two_ranks, tmp_path, name):
+    shutil.copytree(two_ranks / "checkpoints" / name, tmp_path / name)
+    for later in tmp_path.glob(f"{name}/step-*"):
+        if json.loads((later / "state.json").read_text())["step"] > 5:
+            shutil.rmtree(later)
+    told, weights = train_case(name, tmp_path)
+    together = json.loads((two_ranks / f"{name}.json").read_text())
+    assert [point["step"] for point in told["curves"]] == [6, 7, 8, 9, 10, 10]
+    for one, two in zip(told["curves"], together["curves"][6:], strict=True):
+        assert one == pytest.approx(two, rel=2e-4, abs=1e-6)
+    tensors = load_file(two_ranks / f"{name}.safetensors")
+    for key, weight in weights.items():
+        torch.testing.assert_close(weight, tensors[key], rtol=1e-4, atol=1e-5)
