@@ -349,6 +349,7 @@ class _Job:
             prefetch=training.prefetch,
             rank=group.rank,
             world_size=group.size,
+            pin_memory=resolve_device(training.device).type == "cuda",
         )
 
     def result(self) -> RunResult:

@@ -142,6 +142,10 @@ class Tables(Protocol):
         """Table name to this rank's part of (V, W), live; a tensor is a whole table that every rank has."""
         ...
 
+    def load_pieces(self, read: Callable[[Mapping[str, Tensor | Pieces]], None]) -> None:
+        """Have ``read`` overwrite what :meth:`pieces` gives."""
+        ...
+
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Copy values into the tables named in ``weights`` (some or all of them); with several ranks, on each of them.
 
@@ -184,7 +188,7 @@ class PlainTables(nn.Module):
         if not sparse.keys:
             return {}
         lengths_FB = sparse.lengths.view(len(sparse.keys), sparse.batch_size)
-        sizes = lengths_FB.sum(dim=1).tolist()
+        sizes = lengths_FB.sum(dim=1).tolist() if sparse.sizes is None else list(sparse.sizes)
         values = torch.split(sparse.values, sizes)
         weights = (None,) * len(sizes) if sparse.weights is None else torch.split(sparse.weights, sizes)
         return {
@@ -222,6 +226,10 @@ class PlainTables(nn.Module):
     def pieces(self) -> dict[str, Tensor | Pieces]:
         """See :class:`Tables`."""
         return {**self.weights()}
+
+    def load_pieces(self, read: Callable[[Mapping[str, Tensor | Pieces]], None]) -> None:
+        """See :class:`Tables`."""
+        read(self.pieces())
 
     def load_blocks(self, table: str, blocks: Iterable[Tensor]) -> None:
         """See :class:`Tables`."""
