@@ -188,9 +188,9 @@ class Model(nn.Module):
         Raises:
             RunError: a tensor is missing, left over, or of another shape.
         """
-        have = self.pieces()
-        _same_names(have.keys(), stored.shapes().keys())
-        stored.read(have)
+        _same_names(self.pieces().keys(), stored.shapes().keys())
+        stored.read({**self._dense_tensors()})
+        self.tables.load_pieces(lambda parts: stored.read({f"tables.{name}": part for name, part in parts.items()}))
 
     def _dense_tensors(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(_TABLES)}

@@ -201,6 +201,11 @@ class FusedTables(nn.Module):
         """See :class:`recmtl.features.tables.Tables`."""
         return {**self._weight_pieces()}
 
+    def load_pieces(self, read: Callable[[Mapping[str, Tensor | Pieces]], None]) -> None:
+        """See :class:`recmtl.features.tables.Tables`."""
+        read(self.pieces())
+        self._forget_caches()
+
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :class:`recmtl.features.tables.Tables`."""
         have = self._weight_pieces()
