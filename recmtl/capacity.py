@@ -41,7 +41,7 @@ __all__ = ["Bytes", "Capacity", "Dense", "Machine", "Step", "TableCapacity", "pl
 GIB = 1 << 30
 _FLOAT, _HALF, _ID, _LENGTH = 4, 2, 8, 4
 """Bytes of a float32, a float16, an id on its way, and a row's number of values in one feature."""
-_ID_MAP = 56
+_ID_MAP = 59
 """Bytes of a managed table's map and candidates, per row (:mod:`recmtl.features.managed`)."""
 _CUDA_RESERVE = 0.1
 """Share of a GPU set aside for its context, the kernels' workspaces and what the allocator cannot use again."""

@@ -34,8 +34,8 @@ class Managed(Settings):
     """Which ids keep their rows: those seen last (lru), most often (lfu), or most often for how long ago it was
     (distance_lfu: count over steps since the last time)."""
     every: int = Field(default=100, ge=1)
-    """Steps between two decisions; until the first one all ids share the row of unseen ones. A decision sorts all
-    rows."""
+    """Steps between two decisions; until the first one all ids share the row of unseen ones. A decision looks at
+    every row."""
 
 
 class Feature(Settings):

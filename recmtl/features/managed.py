@@ -16,7 +16,7 @@ What is of its own here, and why. TorchRec runs its sharded kind on row-wise tab
 (``ManagedCollisionEmbeddingBagCollectionSharder.sharding_types("cpu")`` is empty), and leaves candidates out of its
 state, so that a resumed run forgets them. Here every rank keeps the same whole map and learns of all ranks' ids, so it
 fits tables that are cut in any way, is the same on any number of ranks, and nothing of it is lost in a checkpoint; the
-price is 56 bytes a row on every rank. Candidates are bounded: there are no more of them than rows, and beyond that the
+price is 59 bytes a row on every rank. Candidates are bounded: where there are more than rows and no room is left, the
 worst are forgotten. Serving needs the map alone, 16 bytes a row, and neither TorchRec nor FBGEMM.
 
 Dimensions: N ids, K rows that ids can have, U distinct ids.
@@ -38,6 +38,7 @@ __all__ = ["EMPTY", "IdMap", "IdMaps"]
 EMPTY = torch.iinfo(torch.int64).max
 """Stands where there is no id; no hash is as large."""
 _RESERVED = 2
+_LEAST_ROOM = 1024
 
 
 class IdMap(nn.Module, AcrossRanks):
@@ -66,10 +67,13 @@ class IdMap(nn.Module, AcrossRanks):
         self._eviction, self._every = eviction, every
         self.register_buffer("ids", torch.full((rows,), EMPTY))  # rising
         self.register_buffer("rows", torch.arange(_RESERVED, rows + _RESERVED))  # of the id at the same place
-        for name in ("counts", "seen", "candidate_counts", "candidate_seen"):
-            self.register_buffer(name, torch.zeros(rows, dtype=torch.int64), persistent=False)
-        self.register_buffer("candidate_ids", torch.full((rows,), EMPTY), persistent=False)  # rising
+        room = rows + max(rows // 8, _LEAST_ROOM)  # more than can get rows, so that sorting them out is seldom
+        self.register_buffer("candidate_ids", torch.full((room,), EMPTY), persistent=False)
+        for name, size in (("counts", rows), ("seen", rows), ("candidate_counts", room), ("candidate_seen", room)):
+            self.register_buffer(name, torch.zeros(size, dtype=torch.int64), persistent=False)
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64), persistent=False)
+        self._held = 0
+        """Candidates noted so far; they fill their buffers from the front, and one may stand there several times."""
 
     def forward(self, ids_N: Tensor) -> Tensor:
         """(N,) int64 hashed ids to (N,) table rows; a missing id keeps its row, one without a row has the unseen's."""
@@ -93,6 +97,10 @@ class IdMap(nn.Module, AcrossRanks):
         self._add_candidates(ids_U[~known_U], counts_U[~known_U])
         return self._decide() if int(self.steps) % self._every == 0 else None
 
+    def count_candidates(self) -> None:
+        """Call it when the buffers were loaded."""
+        self._held = int((self.candidate_ids != EMPTY).sum())
+
     def _places(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Where each id stands in the map, and whether it does."""
         places = torch.searchsorted(self.ids, ids).clamp_(max=len(self.ids) - 1)
@@ -108,49 +116,64 @@ class IdMap(nn.Module, AcrossRanks):
         return _summed(ids, counts)
 
     def _add_candidates(self, ids: Tensor, counts: Tensor) -> None:
-        held = self.candidate_ids != EMPTY
-        seen = torch.cat([self.candidate_seen[held], self.steps.expand(len(ids))])
-        every_id, every_count = (
-            torch.cat([self.candidate_ids[held], ids]),
-            torch.cat([self.candidate_counts[held], counts]),
-        )
-        ids, inverse = torch.unique(every_id, return_inverse=True)
-        counts = torch.zeros_like(ids).index_add_(0, inverse, every_count)
-        seen = torch.zeros_like(ids).scatter_reduce_(0, inverse, seen, "amax")
+        """Note them behind those that are there; put equal ones together only when the room is used up."""
+        seen = self.steps.expand(len(ids))
+        if self._held + len(ids) > len(self.candidate_ids):
+            ids, counts, seen = self._together(ids, counts, seen)
+            self._forget_candidates()
         if len(ids) > len(self.candidate_ids):
             order = _best_first(self._scores(counts, seen), counts)
-            kept = order[: len(self.candidate_ids)].sort().values
+            kept = order[: len(self.ids)].sort().values  # no more of them can get rows
             ids, counts, seen = ids[kept], counts[kept], seen[kept]
-        self._set_candidates(ids, counts, seen)
+        place = slice(self._held, self._held + len(ids))
+        self.candidate_ids[place], self.candidate_counts[place], self.candidate_seen[place] = ids, counts, seen
+        self._held += len(ids)
 
-    def _set_candidates(self, ids: Tensor, counts: Tensor, seen: Tensor) -> None:
-        for buffer, values, filler in (
-            (self.candidate_ids, ids, EMPTY),
-            (self.candidate_counts, counts, 0),
-            (self.candidate_seen, seen, 0),
-        ):
-            buffer[: len(values)] = values
-            buffer[len(values) :] = filler
+    def _together(self, *more: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, rising and each once, counts and last steps of the candidates that are there and of some more."""
+        there = slice(0, self._held)
+        buffers = (self.candidate_ids, self.candidate_counts, self.candidate_seen)
+        parts = [[buffer[there]] for buffer in buffers]
+        for part, each in zip(parts, more, strict=False):
+            part.append(each)
+        every_id, every_count, every_step = (torch.cat(part) for part in parts)
+        ids, inverse = torch.unique(every_id, return_inverse=True)
+        counts = torch.zeros_like(ids).index_add_(0, inverse, every_count)
+        return ids, counts, torch.zeros_like(ids).scatter_reduce_(0, inverse, every_step, "amax")
+
+    def _forget_candidates(self) -> None:
+        there = slice(0, self._held)
+        self.candidate_ids[there], self.candidate_counts[there], self.candidate_seen[there] = EMPTY, 0, 0
+        self._held = 0
 
     def _decide(self) -> Tensor:
         """Rank ids and candidates together, give the best the rows, forget the other candidates."""
-        held = self.candidate_ids != EMPTY
-        ids, counts, seen = self.candidate_ids[held], self.candidate_counts[held], self.candidate_seen[held]
+        ids, counts, seen = self._together()
+        self._forget_candidates()
         often_first = torch.argsort(counts, descending=True, stable=True)
         ids, counts, seen = ids[often_first], counts[often_first], seen[often_first]
         size = len(self.ids)
-        scores = torch.cat([self._scores(self.counts, self.seen), self._scores(counts, seen)])
-        order = torch.argsort(scores, descending=True, stable=True)  # of equals, the one that has a row keeps it
-        chosen, gone = order[:size], order[size:]
-        chosen, gone = chosen[chosen >= size] - size, gone[gone < size]
-        for buffer, values in ((self.ids, ids), (self.counts, counts), (self.seen, seen)):
-            buffer[gone] = values[chosen]
+        old_scores, new_scores = self._scores(self.counts, self.seen), self._scores(counts, seen)
+        best = _largest(torch.cat([old_scores, new_scores]), size)  # of equals, the one that has a row keeps it
+        gone, chosen = (~best[:size]).nonzero().squeeze(1), best[size:].nonzero().squeeze(1)
+        gone = gone[torch.argsort(old_scores[gone], descending=True, stable=True)]
+        chosen = chosen[torch.argsort(new_scores[chosen], descending=True, stable=True)]
         begun = self.rows[gone]
-        by_id = torch.argsort(self.ids, stable=True)
-        for buffer in (self.ids, self.rows, self.counts, self.seen):
-            buffer.copy_(buffer[by_id])
-        self._set_candidates(ids[:0], counts[:0], seen[:0])
+        self._replace(gone, ids[chosen], begun, counts[chosen], seen[chosen])
         return begun
+
+    def _replace(self, gone: Tensor, ids: Tensor, rows: Tensor, counts: Tensor, seen: Tensor) -> None:
+        """Take entries out and put others in, so that ids still rise; nothing is sorted but what is put in."""
+        stays = torch.ones(len(self.ids), dtype=torch.bool, device=self.ids.device)
+        stays[gone] = False
+        by_id = torch.argsort(ids)
+        places = torch.searchsorted(self.ids[stays], ids[by_id]) + torch.arange(len(ids), device=ids.device)
+        is_new = torch.zeros_like(stays)
+        is_new[places] = True
+        for buffer, values in ((self.ids, ids), (self.rows, rows), (self.counts, counts), (self.seen, seen)):
+            stayed = buffer[stays]
+            buffer[is_new] = values[by_id]
+            buffer[~is_new] = stayed
 
     def _scores(self, counts: Tensor, seen: Tensor) -> Tensor:
         """float64, higher is kept; a row without an id has the lowest there is."""
@@ -212,6 +235,8 @@ class IdMaps(nn.Module):
         """Copy in what :meth:`state` gave."""
         for name, buffer in self.state().items():
             buffer.copy_(state[name])
+        for _, id_map in self.maps.items():
+            id_map.count_candidates()
 
     @staticmethod
     def _split(sparse: SparseBatch) -> tuple[Tensor, ...]:
@@ -223,6 +248,15 @@ class IdMaps(nn.Module):
 def _summed(ids: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     distinct, inverse = torch.unique(ids, return_inverse=True)
     return distinct, torch.zeros_like(distinct).index_add_(0, inverse, counts)
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """Which are the ``count`` largest, as booleans; of equals the first. Linear in their number."""
+    least = torch.kthvalue(scores, len(scores) - count + 1).values
+    best = scores > least
+    equal = (scores == least).nonzero().squeeze(1)
+    best[equal[: count - int(best.sum())]] = True
+    return best
 
 
 def _best_first(scores: Tensor, counts: Tensor) -> Tensor:

@@ -95,11 +95,15 @@ def test_it_decides_as_torchrecs_module_does(policy: Eviction) -> None:
 
 def test_candidates_are_bounded_and_the_worst_are_forgotten() -> None:
     id_map = IdMap(2, "lfu", every=100)
-    id_map.observe(ids(10, 11, 11, 12, 12, 12))
-    assert id_map.candidate_ids.tolist() == [11, 12]
-    assert id_map.candidate_counts.tolist() == [2, 3]
-    id_map.observe(ids(5, 5, 5, 5))
-    assert id_map.candidate_ids.tolist() == [5, 12]
+    room = len(id_map.candidate_ids)
+    for first in range(10, 10 + 3 * room, room // 2):  # ids that are seen once
+        id_map.observe(torch.cat([torch.arange(first, first + room // 2), ids(5, 7, 7)]))
+    held = id_map.candidate_ids[id_map.candidate_ids != EMPTY]
+    assert len(held) <= room == len(id_map.candidate_ids)
+    together = {id_: int(id_map.candidate_counts[id_map.candidate_ids == id_].sum()) for id_ in (5, 7)}
+    steps = int(id_map.steps)
+    assert together == {5: steps, 7: 2 * steps}  # what is frequent is not forgotten
+    assert 10 not in held.tolist()
 
 
 class Part:
