@@ -8,12 +8,14 @@ import sys
 import warnings
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 
 from recmtl.batch import SparseBatch
 from recmtl.distributed import joined
 from recmtl.distributed.plan import ShardingConfig
+from recmtl.errors import RunError
 from recmtl.features import TableShape, initial_blocks
 from recmtl.features.fused import FusedTables
 from recmtl.group import ONE
@@ -183,6 +185,24 @@ def save_and_die(group, folder):
     save(made, folder, group)
     if group.rank == 1:
         storage.flush = die_while_writing
+    save(made, folder, group)
+
+
+def meet_a_full_disk(group, folder):
+    """Rank 1's disk is full once; both ranks say so, and what was saved before is still the newest."""
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    made = tables("adagrad", "column_wise", group)
+    save(made, folder, group)
+    real = storage.save_file
+    if group.rank == 1:
+        storage.save_file = full
+    with pytest.raises(RunError, match=r"cannot save a checkpoint: .*No space left"):
+        save(made, folder, group)
+    storage.save_file = real
+    assert checkpoints(folder, group).newest().state["step"] == 3
     save(made, folder, group)
 
 

@@ -156,6 +156,11 @@ def test_a_rank_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"newest", "step-000000003-00"}
 
 
+def test_a_disk_that_is_full_for_one_rank_is_so_for_all(tmp_path):
+    assert codes(start(sharded.meet_a_full_disk, 2, tmp_path)) == [0, 0]
+    assert {path.name for path in tmp_path.iterdir()} == {"newest", "step-000000003-00", "step-000000003-01"}
+
+
 def test_a_plan_survives_its_json():
     sizes = {"user": TableSize(1000, 16, ("user",)), "items": TableSize(70, 8, ("item", "last"), weighted=True)}
     config = ShardingConfig(default="column_wise", tables={"items": "table_wise"})
