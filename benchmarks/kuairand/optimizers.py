@@ -27,7 +27,7 @@ import recmtl
 from recmtl.evaluation.intervals import bootstrap, clusters_of, interval
 from recmtl.metrics import METRICS
 
-GRIDS = {"rowwise_adagrad": (0.01, 0.02, 0.04, 0.08, 0.16), "exact_adam": (0.0003, 0.001, 0.003, 0.01, 0.03)}
+GRIDS = {"rowwise_adagrad": (0.01, 0.02, 0.04, 0.08, 0.16), "exact_adam": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)}
 REFERENCE = "exact_adam"
 NAMES = {"rowwise_adagrad": "row-wise Adagrad, fused", "exact_adam": "exact Adam, dense"}
 
