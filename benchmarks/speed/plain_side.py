@@ -143,6 +143,7 @@ def main() -> None:
             batch = ids[:, taken], numbers[taken], labels[taken]
             train(*on_device(batch))
             watch.over(len(taken))
+        watch.look()
         return watch.result
 
     step(options.batch, 0.0)

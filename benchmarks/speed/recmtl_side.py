@@ -292,6 +292,8 @@ class _Epochs:
     def advance(self, amount: int = 1) -> None:
         assert self._watch is not None
         self._watch.over(amount)
+        if self._watch.rows == self.rows:
+            self._watch.look()
 
     def note(self, text: str) -> None: ...
 

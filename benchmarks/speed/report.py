@@ -14,7 +14,20 @@ from work import Work
 CEILING = "machine"
 RECMTL, FUSED = "recmtl", "plain, fused Adam"
 
-Rates = Mapping[int, float]
+_TITLES = {
+    "step": "The training step, from memory",
+    "end_to_end": "An epoch, from Parquet",
+    "inference": "Scoring, from memory",
+    "rows": "The step by rows of the tables",
+    "batch": "The step by size of the batch",
+    "ranks": "An epoch of `recmtl train`, by ranks",
+    "loader": "The loader alone",
+    "balancers": "recmtl's balancers",
+    "profile": "Profile",
+    "startup": "Starting up",
+    "grid": "The step on a GPU by rows and width of the tables, size of the batch and precision",
+    "bytes": "Bytes",
+}
 
 
 def headline(parts: Mapping[str, Any]) -> dict[str, float | None]:
@@ -51,7 +64,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     """Every part's table, in the order of the parts."""
     sections = []
     for name, part in result["parts"].items():
-        sections.append([f"### {name}", "", _about(part), "", *_section(name, part), *_notes(part)])
+        title = _TITLES.get(name, name)
+        sections.append([f"### {title}", "", _about(part), "", *_section(name, part), *_notes(part)])
     for name, error in result.get("failed", {}).items():
         sections.append([f"### {name}", "", f"Failed when it was run last: {error}"])
     head = json_line(result.get("headline", {}))
@@ -112,13 +126,20 @@ def _section(name: str, part: Mapping[str, Any]) -> list[str]:
             work = Work().forward_flop() if title.startswith("infer") else Work().training_flop()
             lines += _race(heat, work)
     if "bytes_per_sample" in part:
-        lines += ["", "Bytes of a sample trained, at the very least:", ""]
-        kinds = list(next(iter(part["bytes_per_sample"].values())))
-        body = [
-            [what, *(f"{counts[kind]:,.0f}" for kind in kinds), f"{sum(counts.values()):,.0f}"]
-            for what, counts in part["bytes_per_sample"].items()
+        lines += [
+            "",
+            "Bytes of a sample trained, at the very least, and the samples/s that the copy's speed allows:",
+            "",
         ]
-        lines += _table(["", *kinds, "in all"], body)
+        kinds = list(next(iter(part["bytes_per_sample"].values())))
+        rounds = part["heats"].get("stream", {"rounds": []})["rounds"]
+        stream = measure.median(measure.rates(rounds, CEILING, lambda answer: answer["bytes_per_second"]).values())
+        body = []
+        for what, counts in part["bytes_per_sample"].items():
+            total = sum(counts.values())
+            allowed = f"{stream / total:,.0f}" if stream else ""
+            body.append([what, *(f"{counts[kind]:,.0f}" for kind in kinds), f"{total:,.0f}", allowed])
+        lines += _table(["", *kinds, "in all", "samples/s"], body)
     return lines[1:]
 
 

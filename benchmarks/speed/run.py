@@ -468,6 +468,8 @@ def gpu_step(bench: Bench) -> dict[str, Any]:
                         continue
                     free -= need
                     there.append(spec)
+                if not there:
+                    continue
                 heats = {}
                 for size in sizes:
                     heat: dict[str, Any] = {
@@ -532,6 +534,7 @@ CPU_PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 GPU_PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "step": step,
     "end_to_end": gpu_end_to_end,
+    "inference": inference,
     "grid": gpu_step,
     "bytes": gpu_bytes,
     "profile": profile,

@@ -72,12 +72,14 @@ class Stopwatch:
         """One more step of ``rows`` rows is done: is the turn over?"""
         self.steps += 1
         self.rows += rows
-        if self.steps % self._every:
-            return False
+        return not self.steps % self._every and self.look() >= self._seconds
+
+    def look(self) -> float:
+        """Seconds until what was counted so far was done."""
         if self._synchronize:
             self._synchronize()
         self.elapsed = time.perf_counter() - self._began
-        return self.elapsed >= self._seconds
+        return self.elapsed
 
     @property
     def result(self) -> dict[str, Any]:
