@@ -158,7 +158,8 @@ class Model(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """All that was learned, by names that no kind of tables changes: ``tables.NAME``, ``tower.…``, ``heads.…``.
 
-        Live views: copy them to keep them. Where ranks hold parts of the tables this gathers whole copies: all call it.
+        Live views: copy them to keep them. Where ranks hold parts of the tables every rank calls it, and rank 0 alone
+        gets the tables, as whole copies.
         """
         tables = {f"tables.{name}": weight for name, weight in self.tables.weights().items()}
         return {**tables, **self._dense_tensors()}

@@ -441,7 +441,7 @@ def _train(job: _Job) -> None:
             identity=job.folder.identity,
             group=group,
         )
-        tensors = trained.model.tensors()  # gathered from all ranks
+        tensors = trained.model.tensors()  # of all ranks, at rank 0
         if not job.leads:
             return
         save_package(

@@ -109,6 +109,7 @@ class FusedTables(nn.Module):
         self._shapes = dict(shapes)
         self._group = group
         self._process_group = ensure_process_group()
+        assert self._process_group.size() == group.size, "every rank of the job makes these tables"
         self._states = optimizer_states(optimizer_type)
         self._device = device
         self._steps = 0
@@ -290,7 +291,7 @@ class FusedTables(nn.Module):
         self._set_steps(self._steps)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """:meth:`optimizer_pieces` as whole tensors: live views on one rank, with several gathered by all of them."""
+        """:meth:`optimizer_pieces` as whole tensors: live views on one rank; of several all call, and rank 0 has it."""
         return {
             **self._whole(self._state_parts()),
             "iter": torch.tensor([self._steps]),
@@ -391,21 +392,28 @@ class FusedTables(nn.Module):
         return _size(self._shapes[state.rpartition(".")[0]]).width
 
     def _whole(self, parts: "Mapping[str, _Parts]") -> dict[str, Tensor]:
-        """Whole tensors: live views where this rank is alone, else gathered by all, in main memory."""
+        """Whole tensors: live views where this rank is alone, else sent to rank 0, in main memory; none elsewhere."""
         mine = self._pieces(parts)
         if self._group.size == 1:
             return {name: pieces.held[0].tensor for name, pieces in mine.items()}
-        return {name: self._gather(mine[name], parts[name].blocks) for name in parts}
+        if self._group.rank == 0:
+            return {name: self._gather(mine[name], parts[name].blocks) for name in parts}
+        for pieces in mine.values():
+            for _, tensor in pieces.held:
+                if tensor.numel():  # of few rows the last ranks may have none
+                    dist.send(tensor.contiguous(), 0, group=self._process_group)
+        return {}
 
     def _gather(self, mine: Pieces, blocks: "list[_Block]") -> Tensor:
         whole = torch.empty(mine.shape, dtype=mine.dtype)
         held = iter(mine.held)
         for block in blocks:
             if self._mine(block):
-                tensor = next(held).tensor.contiguous()
+                tensor = next(held).tensor
             else:
                 tensor = torch.empty(block.shape, dtype=mine.dtype, device=self._device)
-            dist.broadcast(tensor, block.shard.rank, group=self._process_group)
+                if tensor.numel():
+                    dist.recv(tensor, block.shard.rank, group=self._process_group)
             whole[block.slices()] = tensor.cpu()
         return whole
 

@@ -134,7 +134,7 @@ class Tables(Protocol):
     def weights(self) -> dict[str, Tensor]:
         """Table name to (V, W) float32, detached: a live view, which training changes under the caller's eyes.
 
-        Where ranks hold parts of the tables this gathers them: every rank calls it, and gets whole copies.
+        Where ranks hold parts of the tables every rank calls it, and rank 0 alone gets them, as whole copies.
         """
         ...
 
