@@ -124,6 +124,7 @@ def prepare(
     ] = None,
 ) -> None:
     """Turn raw logs into prepared rows: validate, label, split, fit on train, encode."""
+    _alone("prepare")
     from recmtl import stages
 
     prepared = stages.prepare(_load(config, set_), output=output, progress=_progress())
@@ -170,6 +171,7 @@ def evaluate(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Evaluate this config's own run on its test rows, or, with --model, another model on the same rows."""
+    _alone("evaluate")
     from recmtl import stages
 
     loaded = _load(config, set_)
@@ -200,6 +202,7 @@ def predict(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score rows with a model, in batches: one column per task, beside the rows' keys."""
+    _alone("predict")
     from recmtl import stages
 
     if (config is None) == (model is None):
@@ -484,7 +487,7 @@ def _launch(
     max_restarts: int,
 ) -> None:
     """The same command as several ranks, and its exit code."""
-    if "RANK" in os.environ:
+    if _among_many():
         raise UserError(f"{verb}: torchrun has started the processes already (RANK is set); leave --nproc out")
     loaded = _load(config, overrides)  # what is wrong with it is said before anything starts
     folder = output or loaded.folder
@@ -510,6 +513,17 @@ def _made_at(folder: Path) -> int | None:
         return (folder / "run.json").stat().st_mtime_ns
     except OSError:
         return None
+
+
+def _among_many() -> bool:
+    """Whether torchrun, or the like of it, has started this process as one of several."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _alone(verb: str) -> None:
+    """Refuse to do as many processes what one does."""
+    if _among_many():
+        raise UserError(f"{verb}: one process does this; start it without torchrun (`train` and `run` take many)")
 
 
 @contextmanager

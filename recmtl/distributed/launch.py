@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from recmtl.errors import RankLostError, RunError
+from recmtl.errors import RunError
 from recmtl.progress import Progress
 
 __all__ = ["LAUNCHER", "follow_launcher", "launch"]
@@ -29,7 +29,8 @@ __all__ = ["LAUNCHER", "follow_launcher", "launch"]
 LAUNCHER = "RECMTL_LAUNCHER"
 """In a rank's environment: the process id of the launcher above, which tells the user what becomes of the job."""
 
-_LOST = RankLostError.exit_code
+_OURS = {1, 2, 3, 130}
+"""Exit codes of a process that has said why it ends: it would end so again."""
 
 
 def launch(arguments: Callable[[], Sequence[str]], *, ranks: int, max_restarts: int, progress: Progress) -> int:
@@ -50,7 +51,7 @@ def launch(arguments: Callable[[], Sequence[str]], *, ranks: int, max_restarts: 
     """
     for attempt in itertools.count(1):
         codes = _run(arguments(), ranks)
-        ours = [code for code in codes.values() if code > 0 and code != _LOST]
+        ours = [code for code in codes.values() if code in _OURS]
         if not codes or ours:
             return ours[0] if ours else 0
         lost = _describe(codes)

@@ -4,7 +4,9 @@ import os
 import signal
 
 import pytest
+import yaml
 
+from recmtl.cli import main
 from recmtl.distributed import launch as module
 from recmtl.distributed.launch import LAUNCHER, launch
 from recmtl.errors import RunError
@@ -66,3 +68,57 @@ def test_the_ranks_share_the_cores_and_what_the_user_has_set_stands(monkeypatch)
     with module._environment(3):
         assert os.environ["OMP_NUM_THREADS"] == "5"
     assert os.environ["OMP_NUM_THREADS"] == "5"
+
+
+@pytest.mark.parametrize("verb", ["prepare", "evaluate", "predict"])
+def test_what_one_process_does_is_refused_under_torchrun(monkeypatch, capsys, verb):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "absent.yaml"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: {verb}: one process does this; start it without torchrun (`train` and `run` take many)\n"
+    )
+
+
+def test_nproc_under_torchrun_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "absent.yaml", "--nproc", "2"])
+    assert ended.value.code == 2
+    assert "leave --nproc out" in capsys.readouterr().err
+
+
+def test_what_was_overwritten_is_not_overwritten_again(monkeypatch, tmp_path):
+    write_config(tmp_path)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text("of another run")
+    starts = []
+
+    def launched(arguments, *, ranks, max_restarts, progress):
+        starts.append(arguments())
+        starts.append(arguments())  # killed before it came to that
+        os.utime(folder / "run.json", ns=(0, 1))
+        starts.append(arguments())
+        assert (ranks, max_restarts) == (2, 5)
+        return 0
+
+    monkeypatch.setattr(module, "launch", launched)
+    given = ["train", str(tmp_path / "c.yaml"), "--output", str(folder), "--set", "training.epochs=3", "--overwrite"]
+    with pytest.raises(SystemExit) as ended:
+        main([*given, "--nproc", "2", "--max-restarts", "5"])
+    assert ended.value.code == 0
+    rest = [str(tmp_path / "c.yaml"), "--set", "training.epochs=3", "--output", str(folder)]
+    assert starts == [["train", *rest, "--overwrite"], ["train", *rest, "--overwrite"], ["train", *rest]]
+
+
+def write_config(folder):
+    data = {
+        "name": "c",
+        "data": {"source": {"kind": "synthetic", "path": "logs", "users": 99, "items": 99, "impressions": 999}},
+        "tasks": [{"name": "click", "kind": "binary", "label": "click"}],
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(data))
