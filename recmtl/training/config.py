@@ -73,7 +73,7 @@ class TrainingConfig(Settings):
     epochs: int = Field(default=5, ge=1)
     """Passes over the training split, at most."""
     batch_size: int = Field(default=4096, ge=1)
-    """Rows per step; an epoch's last batch may be smaller."""
+    """Rows per step, over all ranks; an epoch's last batch may be smaller."""
     sparse: SparseOptimizerConfig = SparseOptimizerConfig()
     """The embedding tables' optimiser."""
     dense: DenseOptimizerConfig = DenseOptimizerConfig()
@@ -91,6 +91,9 @@ class TrainingConfig(Settings):
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Of towers and heads while training; auto: bf16 autocast on a GPU that has it, else float32. Parameters, losses,
     evaluation and scoring are float32 always."""
+    compile: bool = False
+    """Towers and heads through torch.compile while training: half a minute at the start. On CPUs it was slower than
+    recmtl's own products (benchmarks/NOTES.md)."""
     early_stopping: EarlyStoppingConfig | None = None
     """Without it all epochs are run and the last one's weights kept; with it the best one's."""
     checkpoint: CheckpointConfig = CheckpointConfig()

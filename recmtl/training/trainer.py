@@ -36,6 +36,7 @@ from recmtl.model import Model
 from recmtl.progress import Bar, Progress
 from recmtl.training.allocator import keep_freed_memory
 from recmtl.training.checkpoint import Checkpoint, Checkpoints
+from recmtl.training.compiled import compiled_decide
 from recmtl.training.config import EarlyStoppingConfig, TrainingConfig, resolve_device, resolve_precision
 from recmtl.training.optimizers import DenseOptimizer, sparse_optimizer
 from recmtl.training.schedules import factor
@@ -184,6 +185,8 @@ class _Trainer:
         self.specific = tuple(p for p in dense.values() if id(p) not in shared)
         self.last_shared = tuple(p for p in model.last_shared_parameters() if p.requires_grad)
 
+        self.decide = compiled_decide(self.model, progress=progress) if config.compile else self.model.decide
+
         # Who steps it
         self.sparse = sparse_optimizer(config.sparse, model.tables)
         self.dense = DenseOptimizer(config.dense, dense.items(), balancer.named_parameters(), balancer.lr)
@@ -319,7 +322,7 @@ class _Trainer:
             if x_BD.requires_grad:  # seen before the tables step, so that a gradient that is not finite spares them
                 x_BD.register_hook(self._see_embedded)  # type: ignore[no-untyped-call]
             leaf_BD = x_BD.detach().requires_grad_() if self.balancer.at_cut else x_BD
-            output = self.model.decide(leaf_BD)
+            output = self.decide(leaf_BD)
             losses = self.model.losses(output, batch, dict(zip(self.tasks, rows_T.unbind(), strict=True)))
         return x_BD, leaf_BD, losses, output.auxiliary
 
