@@ -205,7 +205,6 @@ class FusedTables(nn.Module):
     def load_pieces(self, read: Callable[[Mapping[str, Tensor | Pieces]], None]) -> None:
         """See :class:`recmtl.features.tables.Tables`."""
         read(self.pieces())
-        self._forget_caches()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :class:`recmtl.features.tables.Tables`."""
@@ -213,7 +212,6 @@ class FusedTables(nn.Module):
         check_weights({name: pieces.shape for name, pieces in have.items()}, weights)
         for name, weight in weights.items():
             pieces_of(weight, have[name])
-        self._forget_caches()
 
     def load_blocks(self, table: str, blocks: Iterable[Tensor]) -> None:
         """See :class:`recmtl.features.tables.Tables`."""
@@ -228,7 +226,6 @@ class FusedTables(nn.Module):
                     part = block[low - row : high - row, column : column + tensor.shape[1]]
                     tensor[low - first : high - first] = part.to(tensor.device)
             row += len(block)
-        self._forget_caches()
 
     def reset_rows(self, table: str, rows: Tensor) -> None:
         """Make these rows of a table, and their optimiser's state, zeros: they are another id's from now on.
@@ -242,7 +239,6 @@ class FusedTables(nn.Module):
                 here = rows[(rows >= shard.row) & (rows < shard.row + shard.rows)] - shard.row
                 for tensor in tensors:
                     tensor[here.to(tensor.device)] = 0.0
-        self._forget_caches()
 
     def set_learning_rate(self, lr: float) -> None:
         """The learning rate of the next ``backward``."""
@@ -372,7 +368,9 @@ class FusedTables(nn.Module):
         }
         held = {}
         for kernel in self._kernels:
-            kernel.flush()  # a cache's rows go back to the table that it caches
+            # A cache's rows go back to the table that it caches, and it is empty: what is handed out may be written to.
+            kernel.flush()
+            kernel.emb_module.reset_cache_states()
             operator, tables = kernel.emb_module, kernel.config.embedding_tables
             states = operator.split_optimizer_states() if self._states else [()] * len(tables)
             for table, weight, state in zip(tables, operator.split_embedding_weights(), states, strict=True):
@@ -380,12 +378,6 @@ class FusedTables(nn.Module):
                 shard = shards[name, *table.local_metadata.shard_offsets]
                 held[name, shard] = (weight.detach(), *state)
         return held
-
-    def _forget_caches(self) -> None:
-        """What lies in host memory was written to: its copies on the GPU are of no use any more."""
-        for kernel in self._kernels:
-            if kernel.emb_module.lxu_cache_weights.numel():
-                kernel.emb_module.reset_cache_states()
 
     def _width(self, state: str) -> int:
         """Stored columns of the table that a state is of."""
