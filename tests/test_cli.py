@@ -228,6 +228,7 @@ def test_help_and_version_need_none_of_the_heavy_imports(recmtl: Run) -> None:
         "train",
         "evaluate",
         "predict",
+        "plan",
         "doctor",
         "version",
     }
