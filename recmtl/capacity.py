@@ -551,7 +551,7 @@ def _step(model: Model, batch: Batch, *, at_cut: bool) -> None:
 
 def _linear_flops(x_shape: Any, weight_shape: Any, *_: Any, **__: Any) -> int:
     """Of (…, K) by (N, K)."""
-    return 2 * math.prod(x_shape) * int(weight_shape[0])
+    return int(2 * math.prod(x_shape) * weight_shape[0])
 
 
 _ONEDNN_FLOPS = (
