@@ -1,7 +1,7 @@
 """What the machine can do: large matrix products, the step's own shapes, random rows read from a table."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,20 +28,30 @@ def main() -> None:
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     clock: dict[str, Any] = {"synchronize": torch.cuda.synchronize if cuda else None, "every": 16}
 
+    onednn = None
+    if not cuda and dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
     def matrix(*shape: int) -> Tensor:
         return torch.randn(*shape, device=options.device, dtype=dtype)
 
     def products(seconds: float, size: int | None = None) -> Mapping[str, Any]:
-        """Operations per second of one large product."""
+        """Operations per second of one large product: torch's own, and oneDNN's where there is one; the better one."""
         size = size or options.size
         a, b, c = matrix(size, size), matrix(size, size), matrix(size, size)
+        kernels = {"torch.mm": lambda: torch.mm(a, b, out=c)}
+        if onednn is not None:
+            kernels["oneDNN"] = lambda: onednn(a, b, None, "none", [], "")
+        by = {}
+        for name, kernel in kernels.items():
 
-        def one(_: int) -> int:
-            torch.mm(a, b, out=c)
-            return 1
+            def one(_: int, kernel: Callable[[], Tensor] = kernel) -> int:
+                kernel()
+                return 1
 
-        found = repeat(one, seconds, **clock)
-        return {**found, "flops": found["rows"] * 2 * size**3 / found["seconds"]}
+            found = repeat(one, seconds / len(kernels), **clock)
+            by[name] = found["rows"] * 2 * size**3 / found["seconds"]
+        return {"flops": max(by.values()), "by": by}
 
     def shapes(seconds: float, batch: int) -> Mapping[str, Any]:
         """Operations per second of each product of the step, alone, and of all of them after each other."""

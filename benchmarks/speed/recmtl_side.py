@@ -19,6 +19,7 @@ import recmtl  # isort: skip  # before torch: it sets OMP_WAIT_POLICY, which Ope
 import data
 import numpy as np
 import torch
+import yaml
 from turns import Stopwatch, Turns, forget_peak, memory, repeat, versions
 from work import RESERVED, Work
 
@@ -28,6 +29,7 @@ from recmtl.config import RunConfig, parse_config
 from recmtl.loading import Loader
 from recmtl.manifest import Manifest
 from recmtl.model import Model, build_model
+from recmtl.package import Package
 from recmtl.progress import Silent
 from recmtl.schema import Schema
 from recmtl.statistics import Statistics
@@ -157,8 +159,9 @@ class _Side:
         self.train(source, _Watched(source))
 
     def infer(self, turns: Turns) -> None:
-        """The forward pass to predictions."""
-        model = self.model().eval()
+        """The forward pass to predictions, of the model as a package holds it."""
+        contents: Any = None  # of a package on disk: for raw rows, which are not scored here
+        model = Package(contents, self.statistics, self.model(), device=self.device).model
 
         def infer(batch: int, seconds: float) -> Mapping[str, Any]:
             pool = [each.to(self.device) for each in self.pool(batch)]
@@ -201,7 +204,7 @@ def _config(options: argparse.Namespace, work: Work) -> RunConfig:
         training["sparse"] = {"optimizer": "exact_adam", "lr": 0.001}
     if options.compile is not None:
         assert "compile" in TrainingConfig.model_fields, "this recmtl has no training.compile"
-        training["compile"] = options.compile
+        training["compile"] = yaml.safe_load(options.compile)
     return parse_config({**data.config(options.data, training, work), "balancing": {"kind": options.balancer}})
 
 

@@ -168,7 +168,7 @@ def _race(heat: Mapping[str, Any], operations: int) -> list[str]:
         )
     if ceiling:
         flops = measure.rates(rounds, CEILING, lambda answer: float(answer["flops"]) / 1e9)
-        machine = f"ceiling: large sgemm, {_spread(measure.quartiles(flops.values()), '{:,.0f}')} GFLOP/s"
+        machine = f"ceiling: large matrix product, {_spread(measure.quartiles(flops.values()), '{:,.0f}')} GFLOP/s"
         body.append([machine, _spread(measure.quartiles(ceiling.values()), "{:,.0f}"), "", "", ""])
     return _table(head, body)
 

@@ -250,7 +250,7 @@ def compilations() -> list[tuple[str, str]]:
         " [v for v in typing.get_args(f.annotation) or (True, False) if v is not None and v != f.default]))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HERE)
-    return [(f"recmtl, compile {value}", json.dumps(value).strip('"')) for value in json.loads(found.stdout)]
+    return [(f"recmtl, compile {value}", json.dumps(value)) for value in json.loads(found.stdout)]
 
 
 def end_to_end(bench: Bench) -> dict[str, Any]:
