@@ -1,5 +1,7 @@
 """How a run trains: optimisers, epochs, device, early stopping, checkpoints. In: YAML. Out: a frozen config."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Literal
 
@@ -18,7 +20,14 @@ from recmtl.training.optimizers import (
 )
 from recmtl.training.schedules import ScheduleConfig
 
-__all__ = ["CheckpointConfig", "EarlyStoppingConfig", "TrainingConfig", "resolve_device", "resolve_precision"]
+__all__ = [
+    "CheckpointConfig",
+    "EarlyStoppingConfig",
+    "TrainingConfig",
+    "products_in",
+    "resolve_device",
+    "resolve_precision",
+]
 
 
 class EarlyStoppingConfig(Settings):
@@ -88,9 +97,9 @@ class TrainingConfig(Settings):
     """Of initial values, the order of rows, dropout and balancers that draw."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Of towers and heads while training; auto: bf16 autocast on a GPU that has it, else float32. Parameters, losses,
-    evaluation and scoring are float32 always."""
+    precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"
+    """Of towers and heads while training; auto: bf16 autocast on a GPU that has it, else float32; tf32: float32 whose
+    products a GPU's tensor cores round to 10 bits. Parameters, losses, evaluation and scoring are float32 always."""
     compile: bool = False
     """Towers and heads through torch.compile while training: half a minute at the start. On CPUs it was slower than
     recmtl's own products (benchmarks/NOTES.md)."""
@@ -132,14 +141,27 @@ def resolve_device(device: str, *, check: bool = True) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """float32, or bfloat16 where towers and heads shall run under autocast.
+    """float32 (``tf32`` too), or bfloat16 where towers and heads shall run under autocast.
 
     Raises:
-        UserError: ``bf16`` on a GPU that has none.
+        UserError: ``bf16`` on a GPU that has none; ``tf32`` without a GPU.
     """
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError("training.precision: tf32 is a GPU's; use auto or float32 on a CPU")
     has_it = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and not has_it:
         raise UserError("training.precision: this GPU has no bf16; use auto or float32")
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and has_it else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+@contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Matrix products of float32 tensors on a GPU's tensor cores, rounded to TF32, where ``precision`` says so."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -37,7 +37,7 @@ from recmtl.progress import Bar, Progress
 from recmtl.training.allocator import keep_freed_memory
 from recmtl.training.checkpoint import Checkpoint, Checkpoints
 from recmtl.training.compiled import compiled_decide
-from recmtl.training.config import EarlyStoppingConfig, TrainingConfig, resolve_device, resolve_precision
+from recmtl.training.config import EarlyStoppingConfig, TrainingConfig, products_in, resolve_device, resolve_precision
 from recmtl.training.optimizers import DenseOptimizer, sparse_optimizer
 from recmtl.training.schedules import factor
 
@@ -228,7 +228,11 @@ class _Trainer:
         title = f"epoch {position.epoch + 1} of {self.config.epochs}"
         done = min(position.batch * self.config.batch_size, self.loader.rows)
         self.model.train()
-        with self.progress.bar(title, self.loader.rows, done=done) as bar, closing(self._batches()) as batches:
+        with (
+            self.progress.bar(title, self.loader.rows, done=done) as bar,
+            products_in(self.config.precision),
+            closing(self._batches()) as batches,
+        ):
             for batch in batches:
                 self.train_step(batch, bar)
 

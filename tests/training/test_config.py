@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from recmtl.errors import UserError
 from recmtl.training import EarlyStoppingConfig, TrainingConfig, resolve_device, resolve_precision
+from recmtl.training.config import products_in
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
 
@@ -90,6 +91,19 @@ def test_precision_on_a_cpu():
     assert resolve_precision("auto", cpu) is torch.float32
     assert resolve_precision("float32", cpu) is torch.float32
     assert resolve_precision("bf16", cpu) is torch.bfloat16
+    with pytest.raises(UserError, match="tf32 is a GPU's; use auto or float32"):
+        resolve_precision("tf32", cpu)
+
+
+@pytest.mark.parametrize(("precision", "within"), [("tf32", "high"), ("float32", "highest"), ("bf16", "highest")])
+def test_the_products_precision_holds_while_training_and_is_given_back(precision, within):
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with products_in(precision):
+            assert torch.get_float32_matmul_precision() == within
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @CPU_ONLY
