@@ -1,6 +1,6 @@
 """Small trainings whose result must not depend on the number of ranks; as a script, one rank of such a job.
 
-python ranks.py FOLDER (under torchrun's environment): every case, rank 0's results go to FOLDER.
+python ranks.py FOLDER DEVICE (under torchrun's environment): every case, rank 0's results go to FOLDER.
 """
 
 import json
@@ -98,7 +98,7 @@ def train_case(name, folder, group=ONE, **settings):
     curves = [{**values, "step": step} for step, values in small.tracker.points]
     for point in curves:
         point.pop("train/rows_per_second", None)
-    tensors = {key: tensor.clone().contiguous() for key, tensor in made.model.tensors().items()}
+    tensors = {key: tensor.cpu().clone().contiguous() for key, tensor in made.model.tensors().items()}
     return {"curves": curves, "history": made.history}, tensors
 
 
@@ -136,11 +136,11 @@ def finish(processes, timeout=300):
 
 
 if __name__ == "__main__":
-    out = Path(sys.argv[1])
+    out, device = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
     with joined() as group:
         for name in CASES:
-            told, tensors = train_case(name, out / "checkpoints", group)
+            told, tensors = train_case(name, out / "checkpoints", group, device=device)
             if group.rank == 0:
                 (out / f"{name}.json").write_text(json.dumps(told))
                 save_file(tensors, out / f"{name}.safetensors")

@@ -10,12 +10,21 @@ from ranks import CASES, MMOE, finish, small_run, start, train_case
 from safetensors.torch import load_file
 
 
+def job(folder, device):
+    finish(start(Path(__file__).parent / "ranks.py", 2, [folder, device]))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """The folder of two ranks' results: one job for the module."""
-    folder = tmp_path_factory.mktemp("two-ranks")
-    finish(start(Path(__file__).parent / "ranks.py", 2, [folder]))
-    return folder
+    return job(tmp_path_factory.mktemp("two-ranks"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def two_gpus(tmp_path_factory):
+    """The same on two GPUs."""
+    return job(tmp_path_factory.mktemp("two-gpus"), "cuda")
 
 
 def flat(values):
@@ -28,15 +37,26 @@ def flat(values):
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_are_one(two_ranks, tmp_path, name):
-    told, weights = train_case(name, tmp_path)
-    together = json.loads((two_ranks / f"{name}.json").read_text())
+    same(name, train_case(name, tmp_path), two_ranks)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices: nccl serves one rank a GPU")
+@pytest.mark.parametrize("name", CASES)
+def test_two_gpus_are_one(two_gpus, tmp_path, name):
+    same(name, train_case(name, tmp_path, device="cuda"), two_gpus)
+
+
+def same(name, alone, folder):
+    told, weights = alone
+    together = json.loads((folder / f"{name}.json").read_text())
     assert len(together["curves"]) == len(told["curves"]) == 12  # ten steps, two epochs
     for one, two in zip(told["curves"], together["curves"], strict=True):
         assert two == pytest.approx(one, rel=2e-4, abs=1e-6)
     for one, two in zip(told["history"], together["history"], strict=True):
         for part in ("train", "validation"):
             assert flat(two[part]) == pytest.approx(flat(one[part]), rel=2e-4)
-    tensors = load_file(two_ranks / f"{name}.safetensors")
+    tensors = load_file(folder / f"{name}.safetensors")
     small = small_run()
     small.tower = CASES[name].get("tower", MMOE)
     start_at = small.model(small.config(sparse=CASES[name]["sparse"])).tensors()

@@ -138,7 +138,7 @@ class SmallRun:
             self.tasks,
             self.statistics,
             seed=config.seed,
-            tables=make_tables(config.sparse, "cpu", batch_size=config.batch_size, group=group),
+            tables=make_tables(config.sparse, config.device, batch_size=config.batch_size, group=group),
         )
 
     def balancer(self, kind: str = "fixed", **settings):
@@ -148,7 +148,8 @@ class SmallRun:
         """RMSE of the rating and a click 'auc' that rises with the likelihood."""
         with torch.no_grad():
             assert not model.training
-            losses = model.losses(model(self.rows), self.rows)
+            rows = self.rows.to(next(model.parameters()).device)
+            losses = model.losses(model(rows), rows)
         return {"click": {"auc": 1 - float(losses["click"])}, "rating": {"rmse": float(losses["rating"]) ** 0.5}}
 
     def train(self, folder: Path, config: TrainingConfig | None = None, **given):
