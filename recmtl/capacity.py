@@ -104,7 +104,7 @@ class TableCapacity:
     weight_bytes: int
     optimizer_bytes: int
     sharding: str
-    """table_wise, column_wise, row_wise, …; replicated; or unplaced where there is no plan."""
+    """table_wise, column_wise, row_wise, …, data_parallel; replicated: a plain table; unplaced: there is no plan."""
     ranks: tuple[int, ...]
     """The ranks that hold a part of it."""
     distinct: float
@@ -445,10 +445,10 @@ class _Table:
     def weights(self, rows: int, columns: int) -> int:
         return rows * columns * self.element
 
-    def state(self, rows: int, columns: int) -> int:
-        """Bytes of the optimiser's state of a shard; a plain table's gradient is dense and counts as state."""
+    def state(self, rows: int, columns: int, *, whole_gradient: bool = False) -> int:
+        """Bytes of the optimiser's state of a shard, and of its gradient where there is one of the whole table."""
         whole, per_row = self.moments
-        return _FLOAT * ((whole + (not self.fused)) * rows * columns + per_row * rows)
+        return _FLOAT * ((whole + whole_gradient) * rows * columns + per_row * rows)
 
 
 def _tables(sparse: SparseOptimizerConfig, facts: _Facts) -> tuple[_Table, ...]:
@@ -641,6 +641,12 @@ class _Calculation:
             for table in tables
         ]
         self._sharding = config.training.sharding.default
+        self._replicated = {
+            table.name
+            for table in tables
+            if not table.fused or (machine.ranks > 1 and config.training.sharding.of(table.name) == "data_parallel")
+        }
+        """Tables that every rank has whole, and whose whole gradient is summed over the ranks."""
         self.fixed = self._fixed()
         self.shards = self._place()
 
@@ -659,13 +665,16 @@ class _Calculation:
             "id_maps": sum(
                 _ID_MAP * table.managed.rows for table in self._schema_tables() if table.managed is not None
             ),
-            "exchange": parameters if machine.ranks > 1 else 0,
+            "exchange": parameters + self._replicated_bytes() if machine.ranks > 1 else 0,
             "activations": math.ceil(self.dense.activation_bytes * self.rows_per_rank),
             "batch": batch,
             "loader": 0 if cuda else self._window_bytes(),
             "reserve": math.ceil(_CUDA_RESERVE * machine.memory) if cuda else _CPU_RESERVE,
         }
         return Bytes(tables=0, table_optimizer=0, lookups=0, total=sum(parts.values()), host_tables=0, **parts)
+
+    def _replicated_bytes(self) -> int:
+        return sum(t.weights(t.rows, t.columns) for t in self.tables if t.name in self._replicated)
 
     def _schema_tables(self) -> Iterable[Table]:
         return self.facts.schema.tables.values()
@@ -744,14 +753,16 @@ class _Calculation:
         weights = state = host = 0
         lookups = 0.0
         for table, _, shard_rows, columns in self._shards_of(rank):
-            whole, moments = table.weights(shard_rows, columns), table.state(shard_rows, columns)
+            replicated = table.name in self._replicated
+            whole = table.weights(shard_rows, columns)
+            moments = table.state(shard_rows, columns, whole_gradient=replicated)
             if table.cache_load_factor is None:
                 weights, state = weights + whole, state + moments
             else:
                 host += whole + moments
                 # FBGEMM's cache: the rows, an int32 a row of the table, two int64 a cached row
                 weights += math.ceil(table.cache_load_factor * (whole + 16 * shard_rows) + 4 * shard_rows)
-            if self.machine.ranks > 1 and table.fused:
+            if self.machine.ranks > 1 and not replicated:
                 ids = self.batch_size * table.values * shard_rows / table.rows
                 lookups += 2 * _ID * ids + 2 * self.batch_size * len(table.lengths) * columns * _FLOAT
         total = self.fixed.total + weights + state + math.ceil(lookups)
@@ -788,19 +799,21 @@ class _Calculation:
         memory = [(6 + 2 * moments) * parameters + 2 * self.dense.activation_bytes * b] * ranks
         read = updated = 0.0
         for rank in range(ranks):
-            for table, sharding, shard_rows, columns in self._shards_of(rank):
-                share = shard_rows / table.rows if sharding != "replicated" else 1 / ranks
+            for table, _, shard_rows, columns in self._shards_of(rank):
+                replicated = table.name in self._replicated
+                share = 1 / ranks if replicated else shard_rows / table.rows
                 values = self.batch_size * table.values * share
                 looked_up = values * columns * table.element
-                if table.fused:
+                if replicated:  # every row is read and written: gradient, moments and weights
+                    moved = table.state(shard_rows, columns, whole_gradient=True)
+                    changed = 2.0 * (table.weights(shard_rows, columns) + moved)
+                else:
                     rows = table.distinct * share
                     changed = 2 * (rows * columns * table.element + table.state(1, columns) * rows)
-                else:  # every row moves: gradient and both moments and the weights
-                    changed = 2.0 * (table.weights(shard_rows, columns) + table.state(shard_rows, columns))
                 changed += values * columns * _FLOAT
                 read, updated = read + looked_up, updated + changed
                 memory[rank] += looked_up + changed
-                if sharding == "replicated":
+                if replicated:
                     continue
                 ids = b * (table.values * share * _ID + len(table.lengths) * _LENGTH)
                 pooled = b * len(table.lengths) * columns * _FLOAT
@@ -810,8 +823,7 @@ class _Calculation:
                         received[rank] += ids + pooled
                         sent[rank] += pooled
                         received[other] += pooled
-        replicated = sum(t.weights(t.rows, t.columns) for t in self.tables if not t.fused)
-        reduced = 2 * (ranks - 1) / ranks * (parameters + replicated)
+        reduced = 2 * (ranks - 1) / ranks * (parameters + self._replicated_bytes())
         return Step(
             read=read,
             updated=updated,
@@ -850,7 +862,8 @@ class _Calculation:
     def _table(self, table: _Table) -> TableCapacity:
         sharding, shards = ("unplaced", ()) if self.shards is None else self.shards[table.name]
         shapes = [(rows, columns) for _, rows, columns in shards] or [(table.rows, table.columns)]
-        if sharding == "replicated":
+        replicated = table.name in self._replicated
+        if replicated:
             shapes = shapes[:1]
         return TableCapacity(
             name=table.name,
@@ -861,7 +874,7 @@ class _Calculation:
             precision="float16" if table.element == 2 else "float32",
             placement="device" if table.cache_load_factor is None else "managed_caching",
             weight_bytes=sum(table.weights(*shape) for shape in shapes),
-            optimizer_bytes=sum(table.state(*shape) for shape in shapes),
+            optimizer_bytes=sum(table.state(*shape, whole_gradient=replicated) for shape in shapes),
             sharding=sharding,
             ranks=tuple(sorted({where for where, _, _ in shards})),
             distinct=table.distinct,
@@ -882,7 +895,8 @@ class _Calculation:
     def _least(self) -> int:
         """Bytes that the fullest rank has at the very least, however the planner may split the tables."""
         sizes = [
-            table.weights(table.rows, table.columns) + table.state(table.rows, table.columns)
+            table.weights(table.rows, table.columns)
+            + table.state(table.rows, table.columns, whole_gradient=table.name in self._replicated)
             for table in self.tables
             if table.cache_load_factor is None
         ]
