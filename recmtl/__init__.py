@@ -14,6 +14,7 @@ The rooms, from the top down (an arrow never points up):
 :mod:`recmtl.tracking`           the MLflow run, its local journal, the registry
 :mod:`recmtl.package`            the model package: what serves is what was trained
 :mod:`recmtl.loading`            prepared shards to batches
+:mod:`recmtl.distributed`        the ranks of a job: joining them, starting them, dealing tables to them
 :mod:`recmtl.model`              features, tower and heads put together
 :mod:`recmtl.features`           tables and numbers to one vector per row
 :mod:`recmtl.towers`             architectures, one per file
