@@ -8,10 +8,11 @@ JSON, the run's folder keeps that JSON, and :func:`describe_plan` shows it.
     row_wise         its rows are cut evenly over all ranks              (GPU)
     table_row_wise   its rows are cut over the ranks of one host         (GPU)
     grid             its columns are dealt to hosts, rows within a host  (GPU)
+    data_parallel    every rank has all of it; its gradient is added up  (recmtl.features.replicated)
 
-TorchRec has kernels for the last three on GPUs alone (torchrec/distributed/embedding_types.py). Its data-parallel
-tables are left out: they get the dense kernel, so every step would exchange and rewrite whole tables, and a second
-optimiser beside the fused one would have to be kept equal to it; a small table costs little as table_wise.
+TorchRec has kernels for row_wise, table_row_wise and grid on GPUs alone (torchrec/distributed/embedding_types.py). Its
+data-parallel tables get the dense kernel without a fused optimiser, so those are our own, with the same maths; every
+step exchanges the whole table's gradient, so ``auto`` leaves them to who asks for them.
 
 A row-wise optimiser keeps one number a row; of a table cut by columns, one a row *and cut*, which is another optimiser.
 So ``auto`` never cuts its columns, and asking for it is a choice. On a CPU ``auto`` deals out whole tables as long as
@@ -21,7 +22,7 @@ they fit, since a second kind of sharding is a second exchange in every step, wh
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -45,11 +46,12 @@ __all__ = [
     "make_plan",
     "optimizer_states",
     "parameter_shardings",
+    "replicated_tables",
     "table_collection",
     "table_of",
 ]
 
-Sharding = Literal["auto", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid"]
+Sharding = Literal["auto", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid", "data_parallel"]
 """How a table is cut; auto: as TorchRec's planner finds cheapest."""
 
 _ON_GPU_ONLY = ("row_wise", "table_row_wise", "grid")
@@ -75,14 +77,19 @@ class ShardingConfig(Settings):
     """How the embedding tables are cut over the ranks; with one rank it changes nothing."""
 
     default: Sharding = "auto"
-    """Of every table that `tables` does not name: auto (TorchRec's planner decides), table_wise, column_wise, and on
-    GPUs row_wise, table_row_wise or grid."""
+    """Of every table that `tables` does not name: auto (TorchRec's planner decides), table_wise, column_wise,
+    data_parallel (whole on every rank, for small tables), and on GPUs row_wise, table_row_wise or grid."""
     tables: dict[str, Sharding] = {}
     """Table name to its own."""
 
     def of(self, table: str) -> Sharding:
         """What is asked of one table."""
         return self.tables.get(table, self.default)
+
+    @property
+    def replicates(self) -> bool:
+        """Whether it asks for data-parallel tables."""
+        return "data_parallel" in (self.default, *self.tables.values())
 
 
 def check_sharding(config: ShardingConfig, device: str) -> None:
@@ -173,12 +180,12 @@ class Plan:
 
     def bytes_of(self, rank: int) -> int:
         """Bytes of weights and optimiser state on one rank."""
-        return sum(
-            table.bytes * shard.rows * shard.columns // (table.rows * table.width)
-            for table in self.tables
-            for shard in table.shards
-            if shard.rank == rank
-        )
+        total = 0
+        for table in self.tables:
+            cells = {shard: shard.rows * shard.columns for shard in table.shards}
+            mine = sum(count for shard, count in cells.items() if shard.rank == rank)
+            total += table.bytes * mine // sum(cells.values())
+        return total
 
 
 class PlanRow(NamedTuple):
@@ -191,6 +198,18 @@ class PlanRow(NamedTuple):
     ranks: str
     """"0", or "0, 1" with one entry a shard."""
     bytes: int
+
+
+def replicated_tables(config: ShardingConfig, tables: Collection[str]) -> tuple[str, ...]:
+    """Which of these tables every rank shall hold whole.
+
+    Raises:
+        UserError: the config names a table that is not among them.
+    """
+    for name in config.tables:
+        if name not in tables:
+            raise UserError(f"training.sharding.tables: there is no table {name!r}; the tables are {', '.join(tables)}")
+    return tuple(name for name in tables if config.of(name) == "data_parallel")
 
 
 def describe_plan(plan: Plan) -> list[PlanRow]:
@@ -244,14 +263,13 @@ def make_plan(
         UserError: a table that does not exist, an impossible sharding, or tables that do not fit.
     """
     check_sharding(config, device)
-    for name in config.tables:
-        if name not in sizes:
-            raise UserError(f"training.sharding.tables: there is no table {name!r}; the tables are {', '.join(sizes)}")
+    everywhere = replicated_tables(config, sizes)
+    dealt = {name: size for name, size in sizes.items() if name not in everywhere}
     per_host = ranks_per_host or int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
     memory = memory or _memory(device, per_host)
     with _quiet():
-        for kinds in _kinds_to_try(config, sizes, device, ranks, per_host, optimizer_type):
-            options = _torchrec_plan(sizes, kinds, optimizer_type, ranks, per_host, device, batch_size, memory)
+        for kinds in _kinds_to_try(config, dealt, device, ranks, per_host, optimizer_type):
+            options = _torchrec_plan(dealt, kinds, optimizer_type, ranks, per_host, device, batch_size, memory)
             if options is not None:
                 break
         else:
@@ -264,25 +282,33 @@ def make_plan(
     states = optimizer_states(optimizer_type)
     tables = []
     for name, size in sizes.items():
-        option = options[_PREFIX + name]
-        spec = option.sharding_spec.shards
-        shards = tuple(
-            Shard(rank, offsets[0], counts[0], offsets[1], counts[1])
-            for rank, offsets, counts in (
-                (part.placement.rank(), part.shard_offsets, part.shard_sizes) for part in spec
-            )
-        )
+        if name in everywhere:
+            kind, kernel = "data_parallel", size.kernel
+            shards = tuple(Shard(rank, 0, size.rows, 0, size.width) for rank in range(ranks))
+        else:
+            kind, kernel, shards = _understood(options[_PREFIX + name])
         weight = 2 if size.dtype == "float16" else 4
         total = sum(
             shard.rows
             * (shard.columns * weight + 4 * sum(shard.columns if kind == "element" else 1 for kind in states))
             for shard in shards
         )
-        kind = "grid" if option.sharding_type == "grid_shard" else option.sharding_type
-        if kind == "column_wise" and len(shards) == 1:  # the same, and exchanged together with the whole ones
-            kind = "table_wise"
-        tables.append(TablePlan(name, size.rows, size.width, kind, option.compute_kernel, shards, total))
+        tables.append(TablePlan(name, size.rows, size.width, kind, kernel, shards, total))
     return Plan(ranks, device, tuple(tables))
+
+
+def _understood(option: Any) -> tuple[str, str, tuple[Shard, ...]]:
+    """TorchRec's ParameterSharding as sharding, kernel and shards."""
+    shards = tuple(
+        Shard(rank, offsets[0], counts[0], offsets[1], counts[1])
+        for rank, offsets, counts in (
+            (part.placement.rank(), part.shard_offsets, part.shard_sizes) for part in option.sharding_spec.shards
+        )
+    )
+    kind = "grid" if option.sharding_type == "grid_shard" else str(option.sharding_type)
+    if kind == "column_wise" and len(shards) == 1:  # the same, and exchanged together with the whole ones
+        kind = "table_wise"
+    return kind, str(option.compute_kernel), shards
 
 
 def _torchrec_plan(
@@ -296,6 +322,8 @@ def _torchrec_plan(
     memory: int,
 ) -> dict[str, Any] | None:
     """Table name, prefixed, to TorchRec's ParameterSharding; None if they do not fit."""
+    if not sizes:
+        return {}
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
     from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
     from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation

@@ -34,10 +34,12 @@ from recmtl.distributed.plan import (
     make_plan,
     optimizer_states,
     parameter_shardings,
+    replicated_tables,
     table_collection,
     table_of,
 )
 from recmtl.errors import RunError, UserError
+from recmtl.features.replicated import MixedTables, ReplicatedTables
 from recmtl.features.tables import InMemory, Piece, Pieces, Stored, TableShape, check_weights, pieces_of
 from recmtl.group import ONE, Group
 
@@ -49,7 +51,7 @@ with warnings.catch_warnings():  # FBGEMM's CPU build warns on import that it la
     from torchrec.distributed.types import ShardingEnv
     from torchrec.distributed.utils import optimizer_type_to_emb_opt_type
 
-__all__ = ["FusedTables"]
+__all__ = ["FusedTables", "sharded_tables"]
 
 # The first KeyedJaggedTensor makes torch warn of a function that torch itself calls: nothing that a user can mend.
 logging.getLogger("torch.fx._symbolic_trace").addFilter(
@@ -107,6 +109,8 @@ class FusedTables(nn.Module):
         super().__init__()
         device = torch.device(device)
         self._shapes = dict(shapes)
+        self.features = frozenset(feature for shape in shapes.values() for feature in shape.features)
+        """The features that read these tables."""
         self._group = group
         self._process_group = ensure_process_group()
         assert self._process_group.size() == group.size, "every rank of the job makes these tables"
@@ -408,6 +412,46 @@ class FusedTables(nn.Module):
                     dist.recv(tensor, block.shard.rank, group=self._process_group)
             whole[block.slices()] = tensor.cpu()
         return whole
+
+
+def sharded_tables(
+    shapes: Mapping[str, TableShape], *, sharding: ShardingConfig | None = None, **arguments: Any
+) -> "FusedTables | ReplicatedTables | MixedTables":
+    """:class:`FusedTables`, but for the tables of which ``sharding`` says that every rank holds them whole.
+
+    Args:
+        shapes: table name to shape.
+        sharding: how they are cut.
+        arguments: the others of FusedTables.
+
+    Raises:
+        UserError: as FusedTables.
+    """
+    config = sharding or ShardingConfig()
+    everywhere = replicated_tables(config, shapes)
+    if not everywhere:
+        return FusedTables(shapes, sharding=config, **arguments)
+    group = arguments.get("group", ONE)
+    own = make_plan(
+        {name: _size(shapes[name]) for name in everywhere},
+        ShardingConfig(default="data_parallel"),
+        optimizer_type=arguments["optimizer_type"],
+        ranks=group.size,
+        device=torch.device(arguments.get("device", "cpu")).type,
+    )
+    kept = ("optimizer_type", "optimizer_kwargs", "device", "group")
+    replicated = ReplicatedTables(
+        {name: shapes[name] for name in everywhere},
+        **{name: arguments[name] for name in kept if name in arguments},
+        plan=own,
+    )
+    dealt = {name: shape for name, shape in shapes.items() if name not in everywhere}
+    if not dealt:
+        return replicated
+    rest = ShardingConfig(tables={name: config.of(name) for name in dealt})
+    sharded = FusedTables(dealt, sharding=rest, **arguments)
+    tables = {table.table: table for table in (*sharded.plan.tables, *own.tables)}
+    return MixedTables(sharded, replicated, Plan(own.ranks, own.device, tuple(tables[name] for name in shapes)))
 
 
 class _Block(NamedTuple):

@@ -124,6 +124,12 @@ class TrainingConfig(Settings):
                 f"training.sharding: tables under {self.sparse.optimizer} are whole on every rank; remove sharding, or "
                 "use an optimiser that steps inside backward, such as rowwise_adagrad"
             )
+        plain = self.sparse.precision == "float32" and not self.sparse.is_cached and not self.sparse.weight_decay
+        if self.sharding.replicates and not (plain and self.sparse.optimizer in ("rowwise_adagrad", "adagrad", "sgd")):
+            raise ValueError(
+                "training.sharding: data_parallel tables step by rowwise_adagrad, adagrad or sgd without weight_decay, "
+                "in float32 and on the device; change training.sparse, or shard them another way"
+            )
         return self
 
 

@@ -198,10 +198,10 @@ def make_tables(
     def fused(shapes: Mapping[str, Any]) -> Any:
         if not shapes:
             return PlainTables(shapes)
-        from recmtl.features.fused import FusedTables
+        from recmtl.features.fused import sharded_tables
 
         optimizer_type, extra = _fused_optimizer(config)
-        return FusedTables(
+        return sharded_tables(
             shapes,
             optimizer_type=optimizer_type,
             optimizer_kwargs={"lr": config.lr, **extra},

@@ -17,7 +17,7 @@ from recmtl.distributed import joined
 from recmtl.distributed.plan import ShardingConfig
 from recmtl.errors import RunError
 from recmtl.features import TableShape, initial_blocks
-from recmtl.features.fused import FusedTables
+from recmtl.features.fused import sharded_tables
 from recmtl.group import ONE
 from recmtl.progress import Silent
 from recmtl.training import storage
@@ -40,7 +40,11 @@ OPTIMIZERS = {
     "adagrad": (torch.optim.Adagrad, {"lr": 0.3, "eps": 1e-8}),
     "rowwise_adagrad": (RowWiseAdagrad, {"lr": 0.3, "eps": 1e-8}),
 }
-SHARDINGS = ("table_wise", "column_wise")
+SHARDINGS = {
+    "table_wise": ShardingConfig(default="table_wise"),
+    "column_wise": ShardingConfig(default="column_wise"),
+    "mixed": ShardingConfig(default="table_wise", tables={"items": "data_parallel", "topics": "data_parallel"}),
+}
 CASES = [(optimizer, sharding) for optimizer in OPTIMIZERS for sharding in SHARDINGS]
 SIZES = (9, 6, 1, 7, 5)
 """Rows of each step's batch; of the third only the first rank has any."""
@@ -48,11 +52,11 @@ SIZES = (9, 6, 1, 7, 5)
 
 def tables(optimizer, sharding, group=ONE):
     kind, arguments = OPTIMIZERS[optimizer]
-    made = FusedTables(
+    made = sharded_tables(
         SHAPES,
         optimizer_type=kind,
         optimizer_kwargs=arguments,
-        sharding=ShardingConfig(default=sharding),
+        sharding=SHARDINGS[sharding],
         batch_size=8,
         group=group,
     )

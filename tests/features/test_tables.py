@@ -6,8 +6,8 @@ import torch
 from recmtl.batch import SparseBatch
 from recmtl.distributed.plan import ShardingConfig, TableSize, make_plan
 from recmtl.errors import RunError, UserError
-from recmtl.features import PlainTables, TableShape, initial_blocks, initial_table, table_shapes
-from recmtl.features.fused import FusedTables
+from recmtl.features import InMemory, PlainTables, TableShape, initial_blocks, initial_table, table_shapes
+from recmtl.features.fused import FusedTables, sharded_tables
 from recmtl.modules import generator
 from recmtl.schema import Feature, Schema
 from recmtl.statistics import Statistics
@@ -230,6 +230,39 @@ def test_fused_tables_on_a_gpu_equal_plain_ones(optimizer, world, batch):
         assert not torch.equal(weight, before[name])
     state = {name: tensor.clone() for name, tensor in quick.optimizer_state().items()}
     quick.load_optimizer_state(state)
+
+
+@pytest.mark.parametrize("config", [{"default": "data_parallel"}, {"tables": {"user": "data_parallel"}}])
+def test_tables_that_every_rank_holds_whole_are_tables_like_the_others(config, world, batch):
+    shapes = table_shapes(world.schema, world.statistics)
+    arguments = {"optimizer_type": rowwise_adagrad(), "optimizer_kwargs": {"lr": 0.1, "eps": 1e-8}}
+    sharded = filled(FusedTables(shapes, **arguments), shapes)
+    whole = filled(sharded_tables(shapes, sharding=ShardingConfig(**config), **arguments), shapes)
+    assert list(whole.parameters()) == []
+    assert [table.table for table in whole.plan.tables] == list(shapes)
+    assert {table.table: table.sharding for table in whole.plan.tables}["user"] == "data_parallel"
+
+    def step(tables):
+        features = list(reversed(batch.sparse.keys))
+        tables.joined(batch.sparse, features).square().sum().backward()
+
+    for _ in range(2):
+        step(sharded)
+        step(whole)
+    again = sharded_tables(shapes, sharding=ShardingConfig(**config), **arguments)
+    again.load_pieces(InMemory({name: part.clone() for name, part in whole.weights().items()}).read)
+    again.load_optimizer_pieces(InMemory({name: part.clone() for name, part in whole.optimizer_state().items()}))
+    for tables in (sharded, whole, again):
+        tables.reset_rows("user", torch.tensor([2, 4]))
+        tables.set_learning_rate(0.05)
+        step(tables)
+    for other in (whole, again):
+        torch.testing.assert_close(other.weights(), sharded.weights())
+        torch.testing.assert_close(other.optimizer_state(), sharded.optimizer_state())
+    with pytest.raises(RunError, match="another optimiser"):
+        again.load_optimizer_pieces(InMemory({"iter": torch.zeros(1), "elsewhere.momentum_1": torch.zeros(3)}))
+    with pytest.raises(RunError, match="no table 'other'"):
+        again.load_weights({"other": torch.zeros(1, 1)})
 
 
 @pytest.mark.gpu

@@ -119,3 +119,10 @@ def test_sharding_of_tables_that_are_whole_on_every_rank_is_refused():
         sharding={"default": "column_wise"},
         sparse={"optimizer": "exact_adam"},
     )
+
+
+@pytest.mark.parametrize("sparse", [{"optimizer": "partial_rowwise_adam"}, {"placement": "managed_caching"}])
+def test_data_parallel_tables_step_by_what_is_written_out_for_them(sparse, monkeypatch):
+    monkeypatch.setattr("recmtl.training.config.resolve_device", lambda *arguments, **options: torch.device("cuda"))
+    refused("data_parallel tables step by", sharding={"tables": {"user": "data_parallel"}}, sparse=sparse)
+    TrainingConfig(sharding={"default": "data_parallel"}, sparse={"optimizer": "adagrad"})
