@@ -77,8 +77,6 @@ class _Side:
         self.options = options
         self.device = torch.device(options.device)
         self.cuda = self.device.type == "cuda"
-        if self.cuda and options.precision == "tf32":
-            torch.set_float32_matmul_precision("high")
         manifest = Manifest.read_from(options.data / "prepared")
         train_split = manifest.splits["train"]
         longer = train_split.model_copy(update={"shards": train_split.shards * options.shards_times})
@@ -197,7 +195,7 @@ def _config(options: argparse.Namespace, work: Work) -> RunConfig:
     training: dict[str, Any] = {
         "batch_size": options.batch,
         "device": options.device,
-        "precision": "bf16" if options.precision == "bf16" else "float32",
+        "precision": "float32" if options.precision == "fp32" else options.precision,
         "epochs": 10_000,
     }
     if options.exact:
