@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from recmtl.balancing import BALANCERS
 from recmtl.batch import Batch, SparseBatch
 from recmtl.config import RunConfig
-from recmtl.distributed.plan import check_sharding
+from recmtl.distributed.plan import ShardingConfig, check_sharding
 from recmtl.errors import UserError
 from recmtl.manifest import Manifest, inside
 from recmtl.model import Model, build_model
@@ -220,7 +220,7 @@ def plan(
     check_sparse_optimizer(config.training.sparse, machine.device)
     facts = _Facts.of(config, rows or {}, lengths or {})
     _known("training.sharding.tables", config.training.sharding.tables, facts.schema.tables, "table")
-    tables = _tables(config.training.sparse, facts)
+    tables = _tables(config.training.sparse, config.training.sharding, facts)
     dense = _measure(config, facts, machine)
     size = batch_size or config.training.batch_size
     return _Calculation(config, facts, tables, dense, machine, size).result()
@@ -451,25 +451,25 @@ class _Table:
         return _FLOAT * ((whole + whole_gradient) * rows * columns + per_row * rows)
 
 
-def _tables(sparse: SparseOptimizerConfig, facts: _Facts) -> tuple[_Table, ...]:
+def _tables(sparse: SparseOptimizerConfig, sharding: ShardingConfig, facts: _Facts) -> tuple[_Table, ...]:
     fused = not sparse.optimizer.startswith("exact")
-    step = 4 if fused else 1
     made = []
     cached = sparse.cached(facts.schema.tables)
     for name, table in facts.schema.tables.items():
         rows, origin = facts.rows[name]
+        plain = not fused or sharding.of(name) == "data_parallel"
         made.append(
             _Table(
                 name=name,
                 rows=rows,
                 rows_from=origin,
                 dim=table.embedding_dim,
-                columns=-(-table.embedding_dim // step) * step,
+                columns=table.embedding_dim if plain else -(-table.embedding_dim // 4) * 4,
                 lengths=tuple(facts.lengths[feature] for feature in table.features),
-                element=_HALF if sparse.precision == "float16" else _FLOAT,
+                element=_HALF if sparse.precision == "float16" and not plain else _FLOAT,
                 moments=_MOMENTS[sparse.optimizer],
                 fused=fused,
-                cache_load_factor=sparse.cache_load_factor if name in cached else None,
+                cache_load_factor=sparse.cache_load_factor if name in cached and not plain else None,
             )
         )
     return tuple(made)
@@ -644,7 +644,7 @@ class _Calculation:
         self._replicated = {
             table.name
             for table in tables
-            if not table.fused or (machine.ranks > 1 and config.training.sharding.of(table.name) == "data_parallel")
+            if not table.fused or config.training.sharding.of(table.name) == "data_parallel"
         }
         """Tables that every rank has whole, and whose whole gradient is summed over the ranks."""
         self.fixed = self._fixed()
@@ -705,6 +705,10 @@ class _Calculation:
         if not self.tables[0].fused:  # ordinary parameters: every rank has them all
             return {t.name: ("replicated", tuple((r, t.rows, t.columns) for r in range(ranks))) for t in self.tables}
         free = self.machine.memory - self.fixed.total
+        for table in self.tables:
+            if table.name in self._replicated:  # the planner deals out the others
+                shape = (table.rows, table.columns)
+                free -= table.weights(*shape) + table.state(*shape, whole_gradient=True)
         if free <= 0:
             return None
         import recmtl.features.fused  # noqa: F401 - FBGEMM warns on import, and this file knows how to keep it quiet
@@ -937,7 +941,7 @@ class _Calculation:
             yield f"{what}: not enough by itself, at least {other._least() / GIB:.2f} GiB on each"
 
     def _with(self, sparse: SparseOptimizerConfig) -> "_Calculation":
-        tables = _tables(sparse, self.facts)
+        tables = _tables(sparse, self.config.training.sharding, self.facts)
         return _Calculation(self.config, self.facts, tables, self.dense, self.machine, self.batch_size, sparse)
 
     def _more_ranks(self, cuda: bool) -> Iterable[str]:

@@ -273,3 +273,16 @@ def test_the_verb_answers_in_tables_in_json_and_by_its_exit_code(
     assert code == 2
     assert "--rows user: expected NAME=NUMBER" in error
     assert ask("--gpus", "1", "--device", "cpu")[0] == 2
+
+
+def test_a_data_parallel_table_is_whole_on_every_rank_and_its_gradient_is_exchanged() -> None:
+    spread = of(TWO_CPUS)
+    found = of(TWO_CPUS, training={"device": "cpu", "sharding": {"tables": {"tags": "data_parallel"}}})
+    tags = found.tables[1]
+    assert (tags.sharding, tags.ranks) == ("data_parallel", (0, 1))
+    assert (tags.weight_bytes, tags.optimizer_bytes) == (320, 80 + 320)  # its state, and a gradient of all of it
+    assert found.rank.exchange == 4 * 145 + 320
+    assert found.step.reduced == 4 * 145 + 320
+    ids, embeddings = 50 * (8 * 1 + 4), 50 * 8 * 4
+    assert found.step.sent == ids + embeddings  # of the users alone; the rank that holds them sends embeddings
+    assert found.step.sent < spread.step.sent

@@ -63,10 +63,12 @@ class SparseOptimizerConfig(Settings):
     """How the rate changes; by default as training.schedule says."""
     precision: Literal["float32", "float16"] = "float32"
     """Of the tables' weights. float16 halves them, with stochastic rounding so that small steps are not lost in the
-    mean; on a GPU only, for a fused optimiser. The optimiser's state and the embeddings that come out are float32."""
+    mean; on a GPU only, for a fused optimiser. The optimiser's state, the embeddings that come out and data_parallel
+    tables are float32."""
     placement: Placement | dict[str, Placement] = "device"
     """Where the tables lie, all of them or by name (those not named: on the device). managed_caching: in host memory,
-    behind a cache on the GPU, for tables larger than its memory; for a fused optimiser."""
+    behind a cache on the GPU, for tables larger than its memory; for a fused optimiser. data_parallel tables are on
+    the device always."""
     cache_load_factor: float = Field(default=0.2, gt=0, le=1)
     """managed_caching: the share of a table's rows that the GPU caches."""
 
