@@ -244,5 +244,6 @@ def main(work: Path, balancer: str, optimizer: str, kills: int, seed: int) -> No
 
 if __name__ == "__main__":
     from recmtl.features import fused  # noqa: F401 - once, before the forks
+    from recmtl.training import storage  # noqa: F401 - the same
 
     main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
