@@ -282,7 +282,11 @@ class _Epochs:
         self._watch: Stopwatch | None = None
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        if self._watch is None:
+        if self._watch is None:  # two steps to warm up, as everyone has before the first turn
+            self._watch = Stopwatch(0.0)
+            yield from itertools.islice(self._loader.epoch(number, start), 2)
+            return
+        if number == 1:
             self._turns.say(ready=["epoch"], versions=versions())
         else:
             self._turns.say(**self._watch.result)

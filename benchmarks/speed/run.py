@@ -110,7 +110,7 @@ def _options() -> argparse.Namespace:
     options.rounds = options.rounds or (3 if options.quick else 9)
     options.seconds = options.seconds or (1.0 if options.quick else 2.0)
     full = 1_000_000 if options.device == "cpu" else 4_000_000
-    options.log_rows = options.log_rows or (200_000 if options.quick else full)
+    options.log_rows = options.log_rows or (400_000 if options.quick else full)
     options.peers = [peer for peer in options.peers.split(",") if peer]
     return options
 
