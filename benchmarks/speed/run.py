@@ -15,6 +15,7 @@ Out, in ``--output``: ``speed.json`` (parts are replaced one by one, so a run ma
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -55,6 +56,8 @@ def main() -> None:
             traceback.print_exc()
             result.setdefault("failed", {})[name] = f"{type(error).__name__}: {error}"
             continue
+        finally:
+            shutil.rmtree(options.output / "scratch", ignore_errors=True)  # checkpoints, of all tables
         found |= {
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
             "wall_seconds": time.time() - began,
