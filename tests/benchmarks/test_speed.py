@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
 
@@ -145,4 +146,10 @@ def test_the_headline_and_the_tables(module):
     assert "| plain, fused Adam | 60 (45–75) | 30% | 2.00 |  |" in text
     assert "Not there: x: no wheel" in text
     assert "gone, step at 4096: it died" in text
-    assert report.plot(result).startswith("<svg")
+    for title in ("10 rows, peer", "1000 rows, peer"):
+        result["parts"].setdefault("rows", {"heats": {}, "kinds": {"peer": "peer"}})["heats"][title] = heat
+    result["parts"]["batch"] = {"heats": {f"step at {size}": heat for size in (256, 1024)}, "kinds": kinds}
+    drawn = "".join(ElementTree.fromstring(report.plot(result)).itertext())
+    assert "ceiling 200" in drawn
+    assert "µs per sample by rows of the tables" in drawn
+    assert "samples/s by size of the batch" in drawn
