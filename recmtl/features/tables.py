@@ -183,10 +183,15 @@ class PlainTables(nn.Module):
         """See :class:`Tables`.
 
         Raises:
-            RuntimeError: a table row out of bounds (on a GPU the device's assertion fails instead).
+            RuntimeError, IndexError: a table row out of bounds (on a GPU the device's assertion fails instead).
         """
         if not sparse.keys:
             return {}
+        if not torch.is_grad_enabled() and _one_each(sparse):
+            return {
+                feature: F.embedding(values_B, self._table(self._table_of[feature]))
+                for feature, values_B in zip(sparse.keys, sparse.values.view(len(sparse.keys), -1), strict=True)
+            }
         lengths_FB = sparse.lengths.view(len(sparse.keys), sparse.batch_size)
         sizes = lengths_FB.sum(dim=1).tolist() if sparse.sizes is None else list(sparse.sizes)
         values = torch.split(sparse.values, sizes)
@@ -237,6 +242,13 @@ class PlainTables(nn.Module):
         for block in blocks:
             weight[row : row + len(block)] = block
             row += len(block)
+
+
+def _one_each(sparse: SparseBatch) -> bool:
+    """Whether every feature has one value in every example, so that there is nothing to add up; a GPU is not asked."""
+    if sparse.weights is not None or sparse.values.is_cuda or sparse.values.shape != sparse.lengths.shape:
+        return False
+    return bool((sparse.lengths == 1).all())
 
 
 def check_weights(have: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor]) -> None:

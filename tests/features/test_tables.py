@@ -334,3 +334,13 @@ def test_a_schema_without_tables_needs_none():
     assert table_shapes(schema, Statistics({}, {}, {})) == {}
     empty = SparseBatch((), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int32))
     assert PlainTables({})(empty) == {}
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 1, 1], [2, 0, 1, 1], [0, 2, 2, 0]])
+def test_scoring_looks_up_what_training_does(lengths):
+    tables = PlainTables({"t": TableShape(5, 3, ("a", "b"))})
+    tables.load_weights({"t": torch.randn(5, 3, generator=torch.Generator().manual_seed(1))})
+    sparse = SparseBatch(("a", "b"), torch.tensor([4, 0, 2, 2]), torch.tensor(lengths, dtype=torch.int32))
+    training = tables.joined(sparse, ["b", "a"]).detach()
+    with torch.no_grad():
+        assert torch.equal(tables.joined(sparse, ["b", "a"]), training)
