@@ -231,8 +231,12 @@ class _Endless:
             yield pool[position % len(pool)]
 
 
+_WARM = 2
+"""Steps before the clock starts: on a GPU the trainer has one batch of the size before in its hands."""
+
+
 class _StepClock:
-    """The progress bar of the endless epoch. A step of the new size comes before the clock starts."""
+    """The progress bar of the endless epoch. Steps of the new size come before the clock starts."""
 
     def __init__(self, turns: Turns, source: _Endless, side: _Side) -> None:
         self._turns, self._source, self._side = turns, source, side
@@ -240,6 +244,7 @@ class _StepClock:
         self._watch: Stopwatch | None = None
         self._profiler: Any = None
         self._ready = False
+        self._since = 0
 
     def advance(self, amount: int = 1) -> None:
         if not self._ready:
@@ -247,11 +252,12 @@ class _StepClock:
             self._turns.say(ready=["step", "profile"], versions=versions())
             self._await()
         elif self._watch is None:
-            if amount == self._source.size:
+            self._since += 1
+            if self._since == _WARM:
                 if self._profiler is not None:
                     self._profiler.start()
                 self._watch = Stopwatch(self._seconds, **self._side.clock)
-        elif self._watch.over(amount):
+        elif self._watch.over(self._source.size):  # the trainer reckons with the config's batch size
             if self._profiler is not None:
                 self._profiler.stop()
                 table = self._profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=60)
@@ -264,7 +270,7 @@ class _StepClock:
 
     def _await(self) -> None:
         command = self._turns.next()
-        self._source.size, self._seconds, self._watch = command["batch"], command["seconds"], None
+        self._source.size, self._seconds, self._watch, self._since = command["batch"], command["seconds"], None, 0
         self._profiler = torch.profiler.profile() if command["do"] == "profile" else None
 
 
