@@ -46,6 +46,13 @@ class SparseBatch:
             length_per_key=None if self.sizes is None else list(self.sizes),
         )
 
+    def feature_sizes(self) -> list[int]:
+        """(F,) :attr:`sizes`, or, where the host does not know them, as the lengths' device has them."""
+        if self.sizes is not None:
+            return list(self.sizes)
+        per_feature: list[int] = self.lengths.view(len(self.keys), self.batch_size).sum(dim=1).tolist()
+        return per_feature
+
     @property
     def batch_size(self) -> int:
         """Examples B (0 when there is no feature)."""

@@ -27,14 +27,29 @@ from torch.utils.flop_counter import FlopCounterMode
 from recmtl.balancing import BALANCERS
 from recmtl.batch import Batch, SparseBatch
 from recmtl.config import RunConfig
-from recmtl.distributed.plan import ShardingConfig, check_sharding
+from recmtl.distributed.plan import (
+    RESERVED_SHARE,
+    ShardingConfig,
+    TableSize,
+    check_sharding,
+    make_plan,
+    optimizer_states,
+    replicated_tables,
+    stored_width,
+)
 from recmtl.errors import UserError
 from recmtl.manifest import Manifest, inside
 from recmtl.model import Model, build_model
 from recmtl.schema import Feature, Schema, Table
 from recmtl.statistics import LabelStatistics, NumberStatistics, Statistics, Vocabulary
 from recmtl.tasks import Tasks
-from recmtl.training.optimizers import SparseOptimizerConfig, check_sparse_optimizer
+from recmtl.training.optimizers import (
+    SPARSE_OPTIMIZERS,
+    DenseOptimizerConfig,
+    SparseOptimizerConfig,
+    check_sparse_optimizer,
+    fused_optimizer,
+)
 
 __all__ = ["Bytes", "Capacity", "Dense", "Machine", "Step", "TableCapacity", "plan", "summary"]
 
@@ -47,24 +62,7 @@ _CUDA_RESERVE = 0.1
 """Share of a GPU set aside for its context, the kernels' workspaces and what the allocator cannot use again."""
 _CPU_RESERVE = GIB
 """Bytes of a process that holds Python, torch, TorchRec and FBGEMM, rounded up."""
-_PLANNER_RESERVE = 0.15
-"""What :func:`recmtl.distributed.plan.make_plan` sets aside of a GPU's memory."""
 _MOST_RANKS = 1024
-
-_MOMENTS: dict[str, tuple[int, int]] = {
-    "rowwise_adagrad": (0, 1),
-    "adagrad": (1, 0),
-    "sgd": (0, 0),
-    "adam": (2, 0),
-    "partial_rowwise_adam": (1, 1),
-    "lamb": (2, 0),
-    "partial_rowwise_lamb": (1, 1),
-    "exact_adam": (2, 0),
-    "exact_adamw": (2, 0),
-}
-"""Sparse optimiser to its float32 state: tensors as large as the table, tensors of one number a row."""
-
-_DENSE_MOMENTS = {"adam": 2, "adamw": 2, "adagrad": 1}
 
 
 @dataclass(frozen=True)
@@ -219,7 +217,7 @@ def plan(
     check_sharding(config.training.sharding, machine.device)
     check_sparse_optimizer(config.training.sparse, machine.device)
     facts = _Facts.of(config, rows or {}, lengths or {})
-    _known("training.sharding.tables", config.training.sharding.tables, facts.schema.tables, "table")
+    replicated_tables(config.training.sharding, facts.schema.tables)  # refuses a name that is no table's
     tables = _tables(config.training.sparse, config.training.sharding, facts)
     dense = _measure(config, facts, machine)
     size = batch_size or config.training.batch_size
@@ -358,10 +356,8 @@ def _table_rows(schema: Schema, statistics: Statistics | None, given: Mapping[st
         if given[name] < 1:
             raise UserError(f"--rows {name}={given[name]}: a table has at least one row")
         return given[name], "--rows"
-    if table.hash_buckets is not None:
-        return table.hash_buckets + 2, "hash_buckets"
-    if table.managed is not None:
-        return table.managed.rows + 2, "managed"
+    if table.stated_rows is not None:
+        return table.stated_rows, "hash_buckets" if table.managed is None else "managed"
     if statistics is not None:
         return statistics.tables[name].rows, "prepared data"
     raise UserError(
@@ -452,7 +448,8 @@ class _Table:
 
 
 def _tables(sparse: SparseOptimizerConfig, sharding: ShardingConfig, facts: _Facts) -> tuple[_Table, ...]:
-    fused = not sparse.optimizer.startswith("exact")
+    fused = SPARSE_OPTIMIZERS[sparse.optimizer].fused
+    moments = _moments(sparse)
     made = []
     cached = sparse.cached(facts.schema.tables)
     for name, table in facts.schema.tables.items():
@@ -464,15 +461,25 @@ def _tables(sparse: SparseOptimizerConfig, sharding: ShardingConfig, facts: _Fac
                 rows=rows,
                 rows_from=origin,
                 dim=table.embedding_dim,
-                columns=table.embedding_dim if plain else -(-table.embedding_dim // 4) * 4,
+                columns=table.embedding_dim if plain else stored_width(table.embedding_dim),
                 lengths=tuple(facts.lengths[feature] for feature in table.features),
                 element=_HALF if sparse.precision == "float16" and not plain else _FLOAT,
-                moments=_MOMENTS[sparse.optimizer],
+                moments=moments,
                 fused=fused,
                 cache_load_factor=sparse.cache_load_factor if name in cached and not plain else None,
             )
         )
     return tuple(made)
+
+
+def _moments(sparse: SparseOptimizerConfig) -> tuple[int, int]:
+    """The sparse optimiser's float32 state: tensors as large as the table, tensors of one number a row."""
+    if not SPARSE_OPTIMIZERS[sparse.optimizer].fused:
+        return 2, 0  # torch's Adam and AdamW
+    import recmtl.features.fused  # noqa: F401 - FBGEMM warns on import, and this file knows how to keep it quiet
+
+    kinds = optimizer_states(fused_optimizer(sparse)[0])
+    return kinds.count("element"), kinds.count("row")
 
 
 def _distinct(rows: int, draws: float, counts: "np.ndarray[Any, Any] | None") -> float:
@@ -616,6 +623,11 @@ def _storages(tree: Any) -> list[Any]:
     return [leaf.untyped_storage() for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+def _dense_moments(dense: DenseOptimizerConfig) -> int:
+    """Its state: tensors as large as the parameters."""
+    return {"adam": 2, "adamw": 2, "adagrad": 1}.get(dense.optimizer, 1 if dense.momentum else 0)
+
+
 # The calculation
 
 
@@ -641,11 +653,8 @@ class _Calculation:
             for table in tables
         ]
         self._sharding = config.training.sharding.default
-        self._replicated = {
-            table.name
-            for table in tables
-            if not table.fused or config.training.sharding.of(table.name) == "data_parallel"
-        }
+        everywhere = replicated_tables(config.training.sharding, facts.schema.tables)
+        self._replicated = {table.name for table in tables if not table.fused or table.name in everywhere}
         """Tables that every rank has whole, and whose whole gradient is summed over the ranks."""
         self.fixed = self._fixed()
         self.shards = self._place()
@@ -656,7 +665,7 @@ class _Calculation:
         """All but the tables, which is the same on every rank."""
         machine, training = self.machine, self.config.training
         parameters = _FLOAT * self.dense.parameters
-        moments = _DENSE_MOMENTS.get(training.dense.optimizer, 1 if training.dense.momentum else 0)
+        moments = _dense_moments(training.dense)
         cuda = machine.device == "cuda"
         batch = self._batch_bytes() * (2 if cuda else training.prefetch + 1)
         parts = {
@@ -711,10 +720,6 @@ class _Calculation:
                 free -= table.weights(*shape) + table.state(*shape, whole_gradient=True)
         if free <= 0:
             return None
-        import recmtl.features.fused  # noqa: F401 - FBGEMM warns on import, and this file knows how to keep it quiet
-        from recmtl.distributed.plan import TableSize, make_plan
-        from recmtl.training.optimizers import _fused_optimizer as fused_optimizer
-
         machine = self.machine
         sharding = self.config.training.sharding
         sizes = {
@@ -729,7 +734,7 @@ class _Calculation:
             for table in self.tables
         }
         # On GPUs the planner sets a share aside itself; here all that is to be set aside is counted.
-        memory = math.floor(free / (1 - _PLANNER_RESERVE)) if machine.device == "cuda" else free
+        memory = math.floor(free / (1 - RESERVED_SHARE)) if machine.device == "cuda" else free
         try:
             plan = make_plan(
                 sizes,
@@ -796,9 +801,7 @@ class _Calculation:
         """Bytes and operations."""
         ranks, b = self.machine.ranks, self.rows_per_rank
         parameters = _FLOAT * self.dense.parameters
-        moments = _DENSE_MOMENTS.get(
-            self.config.training.dense.optimizer, 1 if self.config.training.dense.momentum else 0
-        )
+        moments = _dense_moments(self.config.training.dense)
         sent, received = [0.0] * ranks, [0.0] * ranks
         memory = [(6 + 2 * moments) * parameters + 2 * self.dense.activation_bytes * b] * ranks
         read = updated = 0.0
@@ -913,7 +916,7 @@ class _Calculation:
 
     def _kept_whole(self) -> bool:
         """Whether no table is split: on CPUs only columns can be, and a row-wise optimiser is spared that."""
-        return self.machine.device == "cpu" and self._sharding == "auto" and _MOMENTS[self.sparse.optimizer][1] > 0
+        return self.machine.device == "cpu" and self._sharding == "auto" and _moments(self.sparse)[1] > 0
 
     def _advice(self) -> Iterable[str]:
         """What would make it fit, each worked out anew."""

@@ -129,6 +129,12 @@ class Table(Settings):
     features: tuple[str, ...]
     """The features that read it, in config order."""
 
+    @property
+    def stated_rows(self) -> int | None:
+        """Rows, the two reserved ones included, that the config alone fixes; None where the vocabulary does."""
+        bound = self.hash_buckets if self.managed is None else self.managed.rows
+        return None if bound is None else bound + 2
+
 
 class Schema(Mapping[str, Feature]):
     """The features of a run, in config order, checked against each other.

@@ -5,19 +5,17 @@ torch's documentation adds. Under ``--precision bf16`` the forward pass is autoc
 Parquet to tensors in one go with pyarrow, shuffled by index (a ``DataLoader`` would be slower).
 """
 
-import argparse
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from flat import Flat
 from torch import Tensor, nn
 from torch.nn import functional as F
-from turns import Stopwatch, Turns, repeat
+from turns import Stopwatch, Turns, arguments, repeat
 from work import BINARY, RESERVED, Work
 
 
@@ -58,16 +56,8 @@ def _mlp(widths: Sequence[int]) -> nn.Sequential:
 
 def main() -> None:
     """Take turns until there are no more."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--pool", type=int, default=1 << 17)
-    parser.add_argument("--times", type=int, default=1)
-    parser.add_argument("--dim", type=int, default=16)
+    parser = arguments(__doc__, "fp32", "tf32", "bf16")
     parser.add_argument("--fused", action="store_true")
-    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     turns = Turns()

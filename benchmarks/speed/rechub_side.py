@@ -5,10 +5,8 @@
 perceptrons have batch normalisation and cannot be had without, its gates too. Its own environment has no recmtl.
 """
 
-import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,21 +17,13 @@ from torch_rechub.basic.features import DenseFeature, SparseFeature
 from torch_rechub.models.multi_task import MMOE
 from torch_rechub.trainers import MTLTrainer
 from torch_rechub.utils.data import DataGenerator
-from turns import Stopwatch, Turns, repeat
+from turns import Stopwatch, Timed, Turns, arguments, repeat
 from work import BINARY, RESERVED, TASKS, Work
 
 
 def main() -> None:
     """Take turns until there are no more."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--pool", type=int, default=1 << 17)
-    parser.add_argument("--times", type=int, default=1)
-    parser.add_argument("--dim", type=int, default=16)
-    parser.add_argument("--precision", choices=["fp32", "tf32"], default="fp32")
+    parser = arguments(__doc__, "fp32", "tf32")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     turns = Turns()
@@ -71,7 +61,7 @@ def main() -> None:
         return pool
 
     def step(batch: int, seconds: float) -> Mapping[str, Any]:
-        timed = _Timed(batches(batch), seconds, clock)
+        timed = Timed(batches(batch), seconds, clock)
         trainer.train_one_epoch(timed)
         return timed.result
 
@@ -101,26 +91,6 @@ def main() -> None:
 
     step(options.batch, 0.0)
     turns.serve(step=step, infer=infer, epoch=epoch)
-
-
-class _Timed:
-    """Batches from memory until the time is over, the first one to warm up."""
-
-    def __init__(self, batches: list[Any], seconds: float, clock: Mapping[str, Any]) -> None:
-        self._batches, self._seconds, self._clock = batches, seconds, clock
-        self.result: dict[str, Any] = {}
-
-    def __iter__(self) -> Iterator[Any]:
-        yield self._batches[0]
-        watch = Stopwatch(self._seconds, **self._clock)
-        number = 1
-        while True:
-            batch = self._batches[number % len(self._batches)]
-            yield batch
-            number += 1
-            if watch.over(len(batch[-1])):
-                break
-        self.result = watch.result
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import data
 import numpy as np
 import torch
 import yaml
-from turns import Stopwatch, Turns, forget_peak, memory, repeat, versions
+from turns import Stopwatch, Turns, arguments, forget_peak, memory, repeat, versions
 from work import RESERVED, Work
 
 from recmtl.balancing import build_balancer
@@ -54,21 +54,13 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = arguments(__doc__, "fp32", "tf32", "bf16")
     parser.add_argument("mode", choices=["steps", "epochs", "infer", "load"])
-    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, required=True, help="for checkpoints")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=4096, help="of the first step, and of epochs")
-    parser.add_argument("--pool", type=int, default=1 << 17, help="rows in memory")
     parser.add_argument("--shards-times", type=int, default=1, help="load: read every shard so many times")
-    parser.add_argument("--times", type=int, default=1, help="tables so many times as long")
-    parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--balancer", default="fixed")
     parser.add_argument("--exact", action="store_true", help="exact Adam over the tables")
     parser.add_argument("--compile", help="value of training.compile")
-    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
     return parser.parse_args()
 
 

@@ -4,12 +4,13 @@ In: one JSON object a line on standard input, ``{"do": NAME, ...}``. Out: one a 
 else prints goes to standard error. It needs the standard library alone, so that every environment has it.
 """
 
+import argparse
 import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,46 @@ class Stopwatch:
     @property
     def result(self) -> dict[str, Any]:
         return {"steps": self.steps, "rows": self.rows, "seconds": self.elapsed}
+
+
+class Timed:
+    """Batches from memory for another's training loop, until the time is over; the first one is to warm up.
+
+    Args:
+        batches: whose last member has as many entries as the batch has rows.
+        seconds: how long.
+        clock: the stopwatch's arguments.
+    """
+
+    def __init__(self, batches: Sequence[Any], seconds: float, clock: Mapping[str, Any]) -> None:
+        self._batches, self._seconds, self._clock = batches, seconds, clock
+        self.result: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self._batches[0]
+        watch = Stopwatch(self._seconds, **self._clock)
+        number = 1
+        while True:
+            batch = self._batches[number % len(self._batches)]
+            yield batch
+            number += 1
+            if watch.over(len(batch[-1])):
+                break
+        self.result = watch.result
+
+
+def arguments(description: str | None, *precisions: str) -> argparse.ArgumentParser:
+    """What every contender that trains is told."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=4096, help="of the first step, and of epochs")
+    parser.add_argument("--pool", type=int, default=1 << 17, help="rows in memory")
+    parser.add_argument("--times", type=int, default=1, help="tables so many times as long")
+    parser.add_argument("--dim", type=int, default=16)
+    parser.add_argument("--precision", choices=precisions, default="fp32")
+    return parser
 
 
 def repeat(step: Callable[[int], int], seconds: float, **clock: Any) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from recmtl.errors import UserError
 from recmtl.settings import Settings
 
 __all__ = [
+    "RESERVED_SHARE",
     "Plan",
     "PlanRow",
     "Shard",
@@ -47,6 +48,7 @@ __all__ = [
     "optimizer_states",
     "parameter_shardings",
     "replicated_tables",
+    "stored_width",
     "table_collection",
     "table_of",
 ]
@@ -56,6 +58,8 @@ Sharding = Literal["auto", "table_wise", "column_wise", "row_wise", "table_row_w
 
 _ON_GPU_ONLY = ("row_wise", "table_row_wise", "grid")
 _PREFIX = "table_"  # TorchRec keeps tables in an nn.ModuleDict, which refuses names such as `items` and `type`
+RESERVED_SHARE = 0.15
+"""What the planner sets aside of a GPU's memory, for the dense part and activations."""
 _COLUMNS_STEP = 4  # FBGEMM's kernels want widths that are multiples of this
 _STATES: dict[str, tuple[Literal["element", "row"], ...]] = {
     "SGD": (),
@@ -66,6 +70,11 @@ _STATES: dict[str, tuple[Literal["element", "row"], ...]] = {
     "PartialRowWiseAdam": ("element", "row"),
     "PartialRowWiseLAMB": ("element", "row"),
 }
+
+
+def stored_width(dim: int) -> int:
+    """Columns that a table of this width has in FBGEMM's memory: the next multiple of 4."""
+    return -(-dim // _COLUMNS_STEP) * _COLUMNS_STEP
 
 
 def optimizer_states(optimizer_type: type[torch.optim.Optimizer]) -> tuple[Literal["element", "row"], ...]:
@@ -127,6 +136,11 @@ class TableSize:
     """TorchRec's compute kernel: fused, or fused_uvm_caching for weights in host memory behind a cache on the GPU."""
     cache_load_factor: float | None = None
     """fused_uvm_caching: the share of the rows that the GPU caches."""
+
+    @property
+    def element_bytes(self) -> int:
+        """Of a weight."""
+        return 2 if self.dtype == "float16" else 4
 
 
 class Shard(NamedTuple):
@@ -273,7 +287,7 @@ def make_plan(
             if options is not None:
                 break
         else:
-            needed = sum(size.rows * size.width * (2 if size.dtype == "float16" else 4) for size in sizes.values())
+            needed = sum(size.rows * size.width * size.element_bytes for size in sizes.values())
             raise UserError(
                 f"training.sharding: the tables ({needed / 1e9:,.2f} GB of weights, and their optimiser's state) do "
                 f"not fit {ranks} rank(s) of {memory / 1e9:,.2f} GB each that way; use more ranks, narrower tables, or "
@@ -287,14 +301,15 @@ def make_plan(
             shards = tuple(Shard(rank, 0, size.rows, 0, size.width) for rank in range(ranks))
         else:
             kind, kernel, shards = _understood(options[_PREFIX + name])
-        weight = 2 if size.dtype == "float16" else 4
-        total = sum(
-            shard.rows
-            * (shard.columns * weight + 4 * sum(shard.columns if kind == "element" else 1 for kind in states))
-            for shard in shards
-        )
+        total = sum(_shard_bytes(shard, size, states) for shard in shards)
         tables.append(TablePlan(name, size.rows, size.width, kind, kernel, shards, total))
     return Plan(ranks, device, tuple(tables))
+
+
+def _shard_bytes(shard: Shard, size: TableSize, states: Collection[str]) -> int:
+    """Of weights and optimiser state."""
+    state = sum(4 * (shard.columns if kind == "element" else 1) for kind in states)
+    return shard.rows * (shard.columns * size.element_bytes + state)
 
 
 def _understood(option: Any) -> tuple[str, str, tuple[Shard, ...]]:
@@ -352,7 +367,7 @@ def _torchrec_plan(
         topology=Topology(world_size=ranks, local_world_size=min(per_host, ranks), compute_device=device, **here),
         batch_size=-(-batch_size // ranks),
         constraints=constraints,
-        storage_reservation=FixedPercentageStorageReservation(0.15),  # for the dense part and activations
+        storage_reservation=FixedPercentageStorageReservation(RESERVED_SHARE),
         stats=[],
         debug=False,
     )

@@ -35,6 +35,7 @@ from recmtl.distributed.plan import (
     optimizer_states,
     parameter_shardings,
     replicated_tables,
+    stored_width,
     table_collection,
     table_of,
 )
@@ -57,8 +58,6 @@ __all__ = ["FusedTables", "sharded_tables"]
 logging.getLogger("torch.fx._symbolic_trace").addFilter(
     lambda record: not record.getMessage().startswith("is_fx_tracing will return true")
 )
-
-WIDTH_STEP = 4  # FBGEMM asserts that a table's width is a multiple of this
 
 
 class FusedTables(nn.Module):
@@ -495,7 +494,7 @@ def _same_plan(group: Group, make: Callable[[], Plan]) -> Plan:
 
 
 def _size(shape: TableShape) -> TableSize:
-    return TableSize(shape.rows, -(-shape.dim // WIDTH_STEP) * WIDTH_STEP, shape.features, shape.weighted)
+    return TableSize(shape.rows, stored_width(shape.dim), shape.features, shape.weighted)
 
 
 def _state_name(table: str, number: int, cut: tuple[int, int], width: int) -> str:

@@ -61,9 +61,7 @@ def table_shapes(schema: Schema, statistics: Statistics) -> dict[str, TableShape
 
 
 def _rows(table: Table, statistics: Statistics) -> int:
-    if table.managed is not None:
-        return table.managed.rows + 2
-    return statistics.tables[table.name].rows if table.hash_buckets is None else table.hash_buckets + 2
+    return statistics.tables[table.name].rows if table.stated_rows is None else table.stated_rows
 
 
 def initial_table(shape: TableShape, *, std: float, seed: int, name: str) -> Tensor:

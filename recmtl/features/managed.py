@@ -241,8 +241,7 @@ class IdMaps(nn.Module):
     @staticmethod
     def _split(sparse: SparseBatch) -> tuple[Tensor, ...]:
         """The values of each feature."""
-        sizes = sparse.sizes or sparse.lengths.view(len(sparse.keys), -1).sum(dim=1).tolist()
-        return torch.split(sparse.values, list(sizes))
+        return torch.split(sparse.values, sparse.feature_sizes())
 
 
 def _summed(ids: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

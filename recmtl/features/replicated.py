@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
 from recmtl.batch import SparseBatch
-from recmtl.distributed.plan import Plan, optimizer_states
+from recmtl.distributed.plan import Plan, optimizer_states, stored_width
 from recmtl.errors import RunError
 from recmtl.features.tables import Pieces, PlainTables, Stored, TableShape, check_weights
 from recmtl.group import ONE, Group
@@ -54,7 +54,7 @@ class ReplicatedTables(nn.Module):
         self._parameters_of = dict(plain.named_parameters())
         self.features = frozenset(feature for shape in shapes.values() for feature in shape.features)
         """The features that read them."""
-        self._widths = {name: -(-shape.dim // 4) * 4 for name, shape in shapes.items()}
+        self._widths = {name: stored_width(shape.dim) for name, shape in shapes.items()}
         self._kinds = optimizer_states(optimizer_type)
         self._lr, self._eps = float(optimizer_kwargs["lr"]), float(optimizer_kwargs.get("eps", 0.0))
         self._group = group
@@ -275,7 +275,7 @@ def _table_of(state: str) -> str:
 def _only(sparse: SparseBatch, features: Set[str]) -> SparseBatch:
     """The part of a batch that is of these features."""
     lengths_FB = sparse.lengths.view(len(sparse.keys), sparse.batch_size)
-    sizes = lengths_FB.sum(dim=1).tolist() if sparse.sizes is None else list(sparse.sizes)
+    sizes = sparse.feature_sizes()
     kept = [number for number, key in enumerate(sparse.keys) if key in features]
     values = torch.split(sparse.values, sizes)
     weights = None if sparse.weights is None else torch.split(sparse.weights, sizes)

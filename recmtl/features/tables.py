@@ -193,7 +193,7 @@ class PlainTables(nn.Module):
                 for feature, values_B in zip(sparse.keys, sparse.values.view(len(sparse.keys), -1), strict=True)
             }
         lengths_FB = sparse.lengths.view(len(sparse.keys), sparse.batch_size)
-        sizes = lengths_FB.sum(dim=1).tolist() if sparse.sizes is None else list(sparse.sizes)
+        sizes = sparse.feature_sizes()
         values = torch.split(sparse.values, sizes)
         weights = (None,) * len(sizes) if sparse.weights is None else torch.split(sparse.weights, sizes)
         return {

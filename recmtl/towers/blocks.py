@@ -96,29 +96,28 @@ class ExpertBank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D), read by every expert, or (E, B, D), an input for each, to (E, B, H)."""
         if x.dim() == 2:
-            (h_EBH,) = read_together(x, [self._first()])
-            return self._above_first(h_EBH)
-        return self._above(0, torch.baddbmm(self.biases[0], x, self.weights[0]))
+            first = self._first()
+            (h_EBH,) = read_together(x, [first])
+            return self._from_first(h_EBH, activated=first.relu)
+        return self._from_first(torch.baddbmm(self.biases[0], x, self.weights[0]), activated=False)
 
     def with_gate(self, x_BD: Tensor, gate: "Gate") -> tuple[Tensor, Tensor]:
         """(E, B, H) and the gate's shares (G, B, E), from one product of what both read."""
-        h_EBH, logits_GBE = read_together(x_BD, [self._first(), Bank(gate.weight, gate.bias, relu=False)])
-        return self._above_first(h_EBH), gate.shares(logits_GBE)
+        first = self._first()
+        h_EBH, logits_GBE = read_together(x_BD, [first, Bank(gate.weight, gate.bias, relu=False)])
+        return self._from_first(h_EBH, activated=first.relu), gate.shares(logits_GBE)
 
     def _first(self) -> Bank:
         return Bank(self.weights[0], self.biases[0], relu=isinstance(self.norms[0], nn.Identity))
 
-    def _above_first(self, h_EBH: Tensor) -> Tensor:
-        if not self._first().relu:
-            return self._above(0, h_EBH)
-        h_EBH = self.dropout(h_EBH)
-        return h_EBH if len(self.norms) == 1 else self._above(1, torch.baddbmm(self.biases[1], h_EBH, self.weights[1]))
-
-    def _above(self, layer: int, h_EBH: Tensor) -> Tensor:
-        """From a layer's product to (E, B, H)."""
-        h_EBH = self.dropout(F.relu(self.norms[layer](h_EBH), inplace=True))
-        for weight_EDH, bias_E1H, norm in list(zip(self.weights, self.biases, self.norms, strict=True))[layer + 1 :]:
-            h_EBH = self.dropout(F.relu(norm(torch.baddbmm(bias_E1H, h_EBH, weight_EDH)), inplace=True))
+    def _from_first(self, h_EBH: Tensor, *, activated: bool) -> Tensor:
+        """From the first layer's product, its ReLU done already (``activated``) or not, to (E, B, H)."""
+        for layer, norm in enumerate(self.norms):
+            if layer:
+                h_EBH = torch.baddbmm(self.biases[layer], h_EBH, self.weights[layer])
+            if layer or not activated:
+                h_EBH = F.relu(norm(h_EBH), inplace=True)
+            h_EBH = self.dropout(h_EBH)
         return h_EBH
 
     def last_layer(self) -> list[nn.Parameter]:

@@ -26,22 +26,22 @@ def compiled_decide(model: Model, *, progress: Progress) -> Callable[[Tensor], O
 
     torch._functorch.config.donated_buffer = False  # balancers that want each task's gradient walk the graph again
     compiled: Callable[[Tensor], Output] = torch.compile(model.decide, dynamic=True, fullgraph=True)
-    tried = works = False
+    chosen: Callable[[Tensor], Output] | None = None
 
     def decide(x_BD: Tensor) -> Output:
-        nonlocal tried, works
-        if x_BD.shape[0] < 2 or (tried and not works):  # 0 and 1 are sizes that a graph is specialised for
+        nonlocal chosen
+        if x_BD.shape[0] < 2:  # 0 and 1 are sizes that a graph is specialised for
             return model.decide(x_BD)
-        if works:
-            return compiled(x_BD)
-        tried = True
+        if chosen is not None:
+            return chosen(x_BD)
         try:
             output = compiled(x_BD)
         except Exception as error:  # whatever a compiler's many layers raise: the model itself is tried next
             reason = str(error).strip().splitlines() or [type(error).__name__]
             progress.warn(f"training.compile: not compiled, training goes on without ({reason[0]})")
-            return model.decide(x_BD)
-        works = True
+            chosen = model.decide
+            return chosen(x_BD)
+        chosen = compiled
         return output
 
     return decide

@@ -202,7 +202,7 @@ def make_tables(
             return PlainTables(shapes)
         from recmtl.features.fused import sharded_tables
 
-        optimizer_type, extra = _fused_optimizer(config)
+        optimizer_type, extra = fused_optimizer(config)
         return sharded_tables(
             shapes,
             optimizer_type=optimizer_type,
@@ -219,7 +219,8 @@ def make_tables(
     return fused
 
 
-def _fused_optimizer(config: SparseOptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+def fused_optimizer(config: SparseOptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """TorchRec's name for an optimiser that steps inside backward, and FBGEMM's arguments but for the rate."""
     import torchrec.optim
 
     types: dict[str, type[torch.optim.Optimizer]] = {

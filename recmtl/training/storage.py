@@ -9,6 +9,7 @@ two column cuts of a table that lie on one rank.
 This file imports torch.distributed.checkpoint, which takes a second; import it only where something is saved.
 """
 
+import copy
 import json
 import warnings
 from collections.abc import Mapping
@@ -72,25 +73,23 @@ class Saved:
 
     Args:
         folder: whose files' hashes were verified.
-        prefix: only the names that begin so, without it.
     """
 
-    def __init__(self, folder: Path, prefix: str = "") -> None:
-        self._folder, self._prefix = folder, prefix
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._prefix = folder, ""
         self._reader = HuggingFaceStorageReader(str(folder))
         try:
             found = self._reader.read_metadata().state_dict_metadata
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise RunError(f"{folder.name}: {error}") from error
-        self._there: dict[str, TensorStorageMetadata] = {
-            name: entry
-            for name, entry in found.items()
-            if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-        }
+        self._there = {name: entry for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
 
     def part(self, name: str) -> "Saved":
         """What was saved as ``name/…``, by the rest of its name."""
-        return Saved(self._folder, f"{self._prefix}{name}/")
+        part = copy.copy(self)
+        part._prefix = f"{self._prefix}{name}/"
+        part._there = {name: entry for name, entry in self._there.items() if name.startswith(part._prefix)}
+        return part
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See :class:`recmtl.features.Stored`."""

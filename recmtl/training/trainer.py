@@ -183,6 +183,8 @@ class _Trainer:
         shared = {id(parameter) for parameter in model.shared_parameters()}
         self.shared = tuple(p for p in dense.values() if id(p) in shared)
         self.specific = tuple(p for p in dense.values() if id(p) not in shared)
+        self.alike = (*model.parameters(), *balancer.parameters())
+        """What every rank has whole: plain tables are among it."""
         self.last_shared = tuple(p for p in model.last_shared_parameters() if p.requires_grad)
 
         self.decide = compiled_decide(self.model, progress=progress) if config.compile else self.model.decide
@@ -339,8 +341,7 @@ class _Trainer:
 
     def _sum_gradients(self) -> None:
         """Of all that every rank holds alike: dense parameters, a balancer's own, plain tables."""
-        parameters = (*self.model.parameters(), *self.balancer.parameters())
-        self.group.sum_([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self.group.sum_([parameter.grad for parameter in self.alike if parameter.grad is not None])
 
     def _clip(self) -> Tensor:
         """The dense gradient's norm, before it is clipped."""

@@ -14,13 +14,13 @@ from recmtl.errors import UserError
 from recmtl.features import PlainTables, TableShape
 from recmtl.features.fused import FusedTables
 from recmtl.model import ModelConfig, build_model
-from recmtl.training.optimizers import SparseOptimizerConfig, _fused_optimizer, check_sparse_optimizer
+from recmtl.training.optimizers import SparseOptimizerConfig, check_sparse_optimizer, fused_optimizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # small_run.py is also run as a script
 from small_run import InMemory, SmallRun
 
 ROWS, WIDTH = 1000, 16
-ADAGRAD, _ = _fused_optimizer(SparseOptimizerConfig())
+ADAGRAD, _ = fused_optimizer(SparseOptimizerConfig())
 """Row-wise."""
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: FBGEMM has these kernels there")
 

@@ -51,9 +51,9 @@ def weights(made):
 @pytest.mark.parametrize("name", [name for name, kind in SPARSE_OPTIMIZERS.items() if kind.fused])
 def test_the_table_of_what_fbgemm_has_is_what_it_has_on_a_cpu(name):
     """Guards SPARSE_OPTIMIZERS against another FBGEMM: builds the operator past our own check."""
-    from recmtl.training.optimizers import _fused_optimizer
+    from recmtl.training.optimizers import fused_optimizer
 
-    kind, extra = _fused_optimizer(SparseOptimizerConfig(optimizer=name))
+    kind, extra = fused_optimizer(SparseOptimizerConfig(optimizer=name))
     arguments = {"optimizer_type": kind, "optimizer_kwargs": {"lr": 0.1, **extra}, "device": "cpu"}
     if "cpu" not in SPARSE_OPTIMIZERS[name].devices:
         with pytest.raises(UserError, match=r"FBGEMM has no fused .* is not supported in CPU mode"):
@@ -67,11 +67,11 @@ def test_fbgemms_cpu_kernels_ignore_weight_decay_which_is_why_it_is_refused(name
     config = SparseOptimizerConfig(optimizer=name, weight_decay=0.5)
     with pytest.raises(UserError, match="ignores it on cpu"):
         check_sparse_optimizer(config, "cpu")
-    from recmtl.training.optimizers import _fused_optimizer
+    from recmtl.training.optimizers import fused_optimizer
 
     results = []
     for decay in (0.0, 0.5):
-        kind, extra = _fused_optimizer(config.model_copy(update={"weight_decay": decay}))
+        kind, extra = fused_optimizer(config.model_copy(update={"weight_decay": decay}))
         made = FusedTables(SHAPES, optimizer_type=kind, optimizer_kwargs={"lr": 0.1, **extra})
         made.load_weights({name: torch.ones(shape.rows, shape.dim) for name, shape in SHAPES.items()})
         steps(made, sparse_optimizer(config, made), 1)
