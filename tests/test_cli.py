@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import yaml
 
-from recmtl import cli
+from recmtl import __version__, cli
 from recmtl.manifest import file_hash
 
 AWAY = "http://127.0.0.1:9"
@@ -106,7 +106,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_config(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert cli._run(["run", "shop.yaml"], debug=True) == 0
+        assert cli.base._run(["run", "shop.yaml"], debug=True) == 0
     return folder
 
 
@@ -221,7 +221,7 @@ def test_help_and_version_need_none_of_the_heavy_imports(recmtl: Run) -> None:
     code = "import sys, recmtl.cli; print({'torch', 'polars', 'mlflow', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-    assert recmtl("version").out.strip() == cli.__version__
+    assert recmtl("version").out.strip() == __version__
     assert {verb.name or verb.callback.__name__ for verb in cli.app.registered_commands if verb.callback} == {
         "run",
         "prepare",

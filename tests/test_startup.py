@@ -15,7 +15,7 @@ COMMAND_LINE = {"annotated_doc", "attr", "click", "markdown_it", "mdurl", "pygme
         (
             "import sys, recmtl.cli; sys.argv = ['recmtl', '--help']; recmtl.cli.main()",
             COMMAND_LINE,
-            {"recmtl", "recmtl.cli", "recmtl.errors"},
+            {"recmtl", "recmtl.cli", "recmtl.cli.base", "recmtl.cli.jobs", "recmtl.cli.others", "recmtl.errors"},
         ),
     ],
     ids=["import recmtl", "recmtl --help"],

@@ -1,0 +1,216 @@
+"""The verbs that work on rows: run, prepare, train, evaluate, predict."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from recmtl.cli.base import (
+    Config,
+    MaxRestarts,
+    Model,
+    OptionalConfig,
+    Output,
+    Overrides,
+    Overwrite,
+    Ranks,
+    TrackingUri,
+    alone,
+    among_many,
+    app,
+    load,
+    print_run,
+    progress,
+)
+from recmtl.errors import NotRegisteredError, UserError
+
+__all__ = ["evaluate", "predict", "prepare", "run", "train"]
+
+
+@app.command()
+def run(
+    config: Config,
+    set_: Overrides = None,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    nproc: Ranks = None,
+    max_restarts: MaxRestarts = 3,
+) -> None:
+    """Prepare, train, evaluate and register: the main job."""
+    if nproc is not None:
+        _launch("run", config, set_, output, overwrite, nproc, max_restarts)
+        return
+    with _among_ranks() as leads:
+        from recmtl import stages
+
+        try:
+            result = stages.run(load(config, set_), output=output, overwrite=overwrite, progress=progress())
+        except NotRegisteredError as error:
+            if error.result is not None and leads:
+                print_run(error.result)
+            raise
+        if leads:
+            print_run(result)
+
+
+@app.command()
+def prepare(
+    config: Config,
+    set_: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Where the prepared rows go, for data.prepared.")
+    ] = None,
+) -> None:
+    """Turn raw logs into prepared rows: validate, label, split, fit on train, encode."""
+    alone("prepare")
+    from recmtl import stages
+
+    prepared = stages.prepare(load(config, set_), output=output, progress=progress())
+    manifest = prepared.manifest
+    out = Console(soft_wrap=True, highlight=False)
+    out.print(f"{'prepared' if prepared.built else 'already prepared, nothing rebuilt'}: {prepared.folder}")
+    table = Table("split", "rows", *manifest.tasks_, box=None, pad_edge=False)
+    for name, split in manifest.splits.items():
+        labels = [
+            f"{task.observed:,} observed" + ("" if task.mean is None else f", mean {task.mean:.4g}")
+            for task in split.tasks.values()
+        ]
+        table.add_row(name, f"{split.rows:,}", *labels)
+    out.print(table)
+
+
+@app.command()
+def train(
+    config: Config,
+    set_: Overrides = None,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    nproc: Ranks = None,
+    max_restarts: MaxRestarts = 3,
+) -> None:
+    """Prepare what is not prepared, train, and evaluate on validation; nothing is tested or registered."""
+    if nproc is not None:
+        _launch("train", config, set_, output, overwrite, nproc, max_restarts)
+        return
+    with _among_ranks() as leads:
+        from recmtl import stages
+
+        result = stages.train(load(config, set_), output=output, overwrite=overwrite, progress=progress())
+        if leads:
+            print_run(result)
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    set_: Overrides = None,
+    output: Output = None,
+    model: Model = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Evaluate this config's own run on its test rows, or, with --model, another model on the same rows."""
+    alone("evaluate")
+    from recmtl import stages
+
+    loaded = load(config, set_)
+    result = stages.evaluate(loaded, model=model, tracking_uri=tracking_uri, output=output, progress=progress())
+    print_run(result)
+
+
+@app.command()
+def predict(
+    config: OptionalConfig = None,
+    set_: Overrides = None,
+    model: Model = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            help="Parquet or CSV: a path or a glob; may be given several times. By default CONFIG's test rows.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Where the predictions go, as Parquet.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", metavar="COLUMN", help="Copy this column beside the predictions.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that are there.")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Score rows with a model, in batches: one column per task, beside the rows' keys."""
+    alone("predict")
+    from recmtl import stages
+
+    if (config is None) == (model is None):
+        raise UserError("predict: give either CONFIG, for its own run's model, or --model PATH_OR_URI")
+    scored = stages.predict(
+        None if config is None else load(config, set_),
+        model=model,
+        inputs=inputs or (),
+        output=output,
+        keep=keep or (),
+        overwrite=overwrite,
+        tracking_uri=tracking_uri,
+        progress=progress(),
+    )
+    Console(soft_wrap=True, highlight=False).print(f"{scored.rows:,} rows scored: {scored.folder}")
+
+
+def _launch(
+    verb: str,
+    config: Path,
+    overrides: Sequence[str] | None,
+    output: Path | None,
+    overwrite: bool,
+    ranks: int,
+    max_restarts: int,
+) -> None:
+    """The same command as several ranks, and its exit code."""
+    if among_many():
+        raise UserError(f"{verb}: torchrun has started the processes already (RANK is set); leave --nproc out")
+    loaded = load(config, overrides)  # what is wrong with it is said before anything starts
+    folder = output or loaded.folder
+    before = _made_at(folder)
+    given = [str(config), *(part for override in overrides or () for part in ("--set", override))]
+    given += [] if output is None else ["--output", str(output)]
+    given += ["--debug"] if "--debug" in sys.argv else []
+
+    def arguments() -> list[str]:
+        begun = _made_at(folder) != before  # what is there to overwrite has been: go on with what came since
+        return [verb, *given, *(["--overwrite"] if overwrite and not begun else [])]
+
+    from recmtl.distributed.launch import launch
+
+    code = launch(arguments, ranks=ranks, max_restarts=max_restarts, progress=progress())
+    if code:
+        raise typer.Exit(code)
+
+
+def _made_at(folder: Path) -> int | None:
+    """When the state of the run in a folder was last written; None where there is no run."""
+    try:
+        return (folder / "run.json").stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+@contextmanager
+def _among_ranks() -> Iterator[bool]:
+    """Join the ranks that torchrun has started, if it has; whether this is the one that speaks."""
+    if "RANK" not in os.environ:
+        yield True
+        return
+    from recmtl.distributed import joined
+    from recmtl.distributed.launch import follow_launcher
+
+    follow_launcher()
+    with joined() as group:
+        yield group.rank == 0

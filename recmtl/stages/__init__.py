@@ -1,0 +1,29 @@
+"""The only wiring of the rooms: config in; prepare, train, evaluate, register, predict out.
+
+The command line, the Python API and the pipelines are thin callers of these functions. Each stage notes in the run's
+folder that it is done, so that the same call after a kill goes on where the last one was.
+
+Where torchrun has started several ranks, each makes the same call: they train together, and what one process can do
+rank 0 does while the others wait. Rank 0 alone holds the run's folder, speaks to the user and to the tracker.
+"""
+
+from recmtl.package import Predictions
+from recmtl.stages.evaluating import evaluate
+from recmtl.stages.job import Place, RunResult
+from recmtl.stages.predicting import predict
+from recmtl.stages.preparing import missing_input, prepare
+from recmtl.stages.registering import sync
+from recmtl.stages.training import run, train
+
+__all__ = [
+    "Place",
+    "Predictions",
+    "RunResult",
+    "evaluate",
+    "missing_input",
+    "predict",
+    "prepare",
+    "run",
+    "sync",
+    "train",
+]

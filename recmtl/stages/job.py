@@ -1,0 +1,282 @@
+"""A run under way, held under its folder's lock, and what it leaves behind."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recmtl.config import RunConfig
+from recmtl.distributed import joined
+from recmtl.errors import NotRegisteredError, UserError
+from recmtl.etl.prepare import Prepared
+from recmtl.etl.truth import read_truth
+from recmtl.evaluation import summary_table, write_report
+from recmtl.group import ONE, Group
+from recmtl.loading import Loader
+from recmtl.manifest import Manifest
+from recmtl.progress import Progress, Silent
+from recmtl.runs import RunFolder, open_run
+from recmtl.stages.preparing import prepare
+from recmtl.statistics import Statistics
+from recmtl.tracking import NullTracker, RegisteredVersion, Tracker, open_tracker, redact, store_uri
+from recmtl.tracking.base import Status
+from recmtl.training import resolve_device
+
+__all__ = [
+    "Job",
+    "Place",
+    "RunResult",
+    "open_job",
+    "quoted",
+    "result_of",
+    "rows_of",
+    "truth_of",
+    "untrained",
+    "version_data",
+    "write_up",
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Something a run left behind."""
+
+    what: str
+    where: str
+    command: str
+    """What opens it, from any folder."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a stage left in a run's folder."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    """``metrics.json``: validation, test, baseline, optimum, intervals, rows, seconds; what there is so far."""
+    manifest: Manifest | None = None
+    registered: RegisteredVersion | None = None
+    notes: tuple[str, ...] = ()
+    """Sentences for a person."""
+    header: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    """The figures as a table of text."""
+    places: tuple[Place, ...] = ()
+    """Where the model, the report and the tracking store are."""
+
+
+class Job:
+    """A run under way: its folder, its prepared data, its tracker."""
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, prepared: Prepared, progress: Progress, group: Group
+    ) -> None:
+        self.group = group
+        self.leads = group.rank == 0
+        """Whether this process does what takes one."""
+        self.config = config
+        self.folder = folder
+        self.prepared = prepared
+        self.manifest = prepared.manifest
+        self.progress = progress
+        self.statistics = Statistics.load(prepared.folder / "statistics")
+        self._notes: list[str] = []
+        self._tracker: Tracker | None = None
+
+    @property
+    def tracker(self) -> Tracker:
+        """The run's tracker, opened when first asked for: a finished run is not opened again to say that it is."""
+        if self._tracker is None:
+            self._tracker = (
+                open_tracker(self.config.tracking, self.folder.tracking, name=self.config.name, progress=self.progress)
+                if self.leads
+                else NullTracker()
+            )
+        return self._tracker
+
+    def leave(self, status: Status | None) -> None:
+        """The stage is over: with a status, so is the run."""
+        if self._tracker is None:
+            return
+        if status is None:
+            self._tracker.close()
+        else:
+            self._tracker.finish(status)
+
+    def say(self, text: str) -> None:
+        """A sentence that also stands in the result."""
+        self._notes.append(text)
+
+    def loader(self, split: str, group: Group = ONE, *, shuffle_seed: int | None = None) -> Loader:
+        """Batches of one split, or this rank's part of each; validation and test in source order."""
+        training = self.config.training
+        return Loader(
+            self.prepared.folder,
+            self.manifest,
+            split,
+            batch_size=training.batch_size,
+            shuffle_seed=shuffle_seed,
+            window_rows=training.window_rows,
+            prefetch=training.prefetch,
+            rank=group.rank,
+            world_size=group.size,
+            pin_memory=resolve_device(training.device).type == "cuda",
+        )
+
+    def result(self) -> RunResult:
+        """What there is by now."""
+        return result_of(self.config, self.folder, self.manifest, tuple(self._notes))
+
+
+@contextmanager
+def open_job(config: RunConfig, output: Path | None, overwrite: bool, progress: Progress) -> Iterator[Job]:
+    """Hold the run's folder, bind it to its prepared data, and open its tracker; a failure is told to the tracker."""
+    path = output or config.folder
+    with (
+        joined() as group,
+        open_run(
+            path,
+            config=config.resolved(),
+            config_yaml=config.to_yaml(),
+            fingerprint=config.fingerprint(),
+            overwrite=overwrite,
+            group=group,
+        ) as folder,
+    ):
+        progress = progress if group.rank == 0 else Silent()
+        # Once trained, looking whether the data are still the same is no part of the run.
+        with nullcontext() if folder.is_done("train") else folder.timed("prepare"):
+            prepared = _prepare_once(config, progress, group)
+        folder.bind_data(prepared.manifest.fingerprint)
+        job = Job(config, folder, prepared, progress, group)
+        try:
+            yield job
+        except KeyboardInterrupt:
+            job.leave("KILLED")
+            raise
+        except NotRegisteredError as error:
+            job.leave("FINISHED")
+            error.result = job.result()
+            raise
+        except BaseException:
+            job.leave("FAILED")
+            raise
+        with group.rank_0_first():
+            job.leave("FINISHED" if folder.is_done("run") else None)
+        folder.follow(group)
+
+
+def _prepare_once(config: RunConfig, progress: Progress, group: Group) -> Prepared:
+    """Rank 0 prepares; the others read what is there then."""
+    prepared = None
+    with group.rank_0_first():
+        if group.rank == 0:
+            prepared = prepare(config, progress=progress)
+    folder = Path(group.broadcast(str(prepared.folder.absolute() if prepared else "")))
+    return prepared or Prepared(folder, Manifest.read_from(folder), built=False)
+
+
+def untrained(path: Path, hint: str = "") -> UserError:
+    """The error of a folder in which no model is."""
+    return UserError(f"{path}: nothing is trained here yet; `recmtl train` this config first{hint}")
+
+
+def truth_of(job: Job, *splits: str) -> dict[str, Mapping[str, Any]] | None:
+    """Split to truth, of a synthetic log; None of any other."""
+    if job.manifest.truth is None:
+        return None
+    return {split: read_truth(job.prepared.folder, job.manifest, split) for split in splits}
+
+
+def rows_of(manifest: Manifest) -> dict[str, int]:
+    """Split to its rows."""
+    return {name: split.rows for name, split in manifest.splits.items()}
+
+
+def write_up(job: Job) -> None:
+    """Report and metrics as files of the run, here and in the tracking store."""
+    path = job.folder.path
+    metrics = job.folder.update_metrics({"seconds": job.folder.seconds})
+    write_report(
+        path / "report.md",
+        name=job.config.name,
+        manifest=job.manifest,
+        metrics=metrics,
+        config=job.config.resolved(),
+        commit=commit(),
+    )
+    job.tracker.artifact(path / "metrics.json")
+    job.tracker.artifact(path / "report.md")
+
+
+def result_of(
+    config: RunConfig, folder: RunFolder, manifest: Manifest | None, notes: tuple[str, ...], uri: str | None = None
+) -> RunResult:
+    """What is in a run's folder by now; ``uri``: where it was sent, if elsewhere than its config says."""
+    metrics = folder.read_metrics()
+    header, rows = summary_table(metrics)
+    version = dict(folder.detail("register") or {})
+    # `tracking sync` may have sent the run elsewhere than its config says.
+    sent_to = version.pop("uri", None)
+    uri = uri or sent_to or store_of(config)
+    registered = RegisteredVersion(**version) if version else None
+    places = tuple(_places(config, folder, registered, uri))
+    return RunResult(folder.path, metrics, manifest, registered, notes, header, rows, places)
+
+
+def store_of(config: RunConfig) -> str | None:
+    return store_uri(config.tracking.uri) if config.tracking.enabled else None
+
+
+def _places(
+    config: RunConfig, folder: RunFolder, registered: RegisteredVersion | None, uri: str | None
+) -> Iterator[Place]:
+    """Where things are, and the command that opens each; absolute, so that it works from any folder."""
+    scripts = Path(sys.executable).parent
+    recmtl, path = quoted(scripts / "recmtl"), folder.path.absolute()
+    if folder.is_done("train"):
+        prepared = (config.data.prepared or Path("data/prepared") / config.name).absolute()
+        model, store = str(path / "package"), ""
+        if registered is not None and uri is not None:
+            model, store = registered.uri, f" --tracking-uri {quoted(redact(uri))}"
+        inputs = quoted(f"{prepared}/raw/test/*.parquet")
+        to = f"--input {inputs} --output {quoted(path / 'predictions')} --overwrite"
+        yield Place("model", model, f"{recmtl} predict --model {quoted(model)}{store} {to}")
+        yield Place("report", str(path / "report.md"), f"less {quoted(path / 'report.md')}")
+    if uri is not None and uri.startswith("http"):
+        yield Place("tracking", redact(uri), f"{quoted(sys.executable)} -m webbrowser {quoted(redact(uri))}")
+    elif uri is not None:
+        shown = redact(uri)
+        yield Place("tracking", shown, f"{quoted(scripts / 'mlflow')} server --backend-store-uri {quoted(shown)}")
+
+
+def commit() -> str | None:
+    """The commit of recmtl's own source where it is run from a checkout, with ``+`` when that has changes."""
+    git = shutil.which("git")
+    home = Path(__file__).parents[2]
+    if git is None or not (home / ".git").exists():
+        return None
+
+    def ask(*words: str) -> str | None:
+        done = subprocess.run(  # noqa: S603 - git, on our own folder
+            [git, "-C", str(home), *words], capture_output=True, text=True, check=False, timeout=30
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = ask("rev-parse", "--short=12", "HEAD")
+    return commit and commit + ("+" if ask("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def quoted(text: object) -> str:
+    """Text as a shell reads it back."""
+    return shlex.quote(str(text))
+
+
+def version_data(version: RegisteredVersion) -> dict[str, Any]:
+    """A version as plain data, for the run's state."""
+    return {"name": version.name, "version": version.version, "alias": version.alias}

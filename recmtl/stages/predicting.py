@@ -1,0 +1,82 @@
+"""Raw rows scored in batches by a model that was trained here or elsewhere."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from recmtl.config import RunConfig
+from recmtl.errors import UserError
+from recmtl.etl.files import find, header
+from recmtl.package import Predictions, load_package
+from recmtl.progress import Progress, Silent
+from recmtl.stages.job import untrained
+from recmtl.stages.preparing import prepare
+from recmtl.tracking import resolved
+
+__all__ = ["predict"]
+
+
+def predict(
+    config: RunConfig | None = None,
+    *,
+    model: str | None = None,
+    inputs: Sequence[str] = (),
+    output: Path | None = None,
+    keep: Sequence[str] = (),
+    overwrite: bool = False,
+    tracking_uri: str | None = None,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Score raw rows in batches.
+
+    Args:
+        config: take its own run's model, and by default its test rows.
+        model: a package's folder or a registry URI, instead.
+        inputs: Parquet or CSV files, or glob patterns.
+        output: where the predictions go; by default ``predictions/`` in the config's run folder.
+        keep: columns to copy beside the predictions and the keys.
+        overwrite: replace predictions that are there.
+        tracking_uri: the store of a URI.
+        progress: where to show it; nowhere by default.
+
+    Raises:
+        UserError: no such model or input, or a column that cannot be what the model's schema says.
+    """
+    progress = progress or Silent()
+    if config is None:
+        if model is None:
+            raise UserError("predict: give a config or a model")
+        if not inputs:
+            raise UserError("predict: --input is missing: the Parquet or CSV files to score")
+        if output is None:
+            raise UserError("predict: --output is missing: the folder that the predictions go to")
+    else:
+        model = str(config.folder / "package")
+        if not (config.folder / "package").is_dir():
+            raise untrained(config.folder, " (of a run with --output DIR, say so with --set output=DIR)")
+        inputs = inputs or [str(prepare(config, progress=progress).folder / "raw" / "test" / "*.parquet")]
+        output = output or config.folder / "predictions"
+    assert model is not None
+    files = find(inputs, "--input")
+    _require_place(output)
+    with resolved(model, tracking_uri) as folder:
+        package = load_package(folder)
+        for name, file in files.items():
+            columns = header(file, "--input")
+            absent = [column for column in package.schema.columns if column not in columns]
+            if 0 < len(absent) < len(package.schema.columns):  # of all, the package says that itself
+                progress.warn(f"{name}: it has no column {', '.join(absent)}; scored as missing in every row")
+        return package.predict_files(
+            list(files), output, extra_keys=tuple(keep), overwrite=overwrite, progress=progress
+        )
+
+
+def _require_place(output: Path) -> None:
+    """Refuse an output that nothing can be written to, before anything is scored."""
+    place = output.absolute().parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place, prefix="."):
+            pass
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot write in {place} ({error.strerror})") from error

@@ -1,0 +1,149 @@
+"""Train, and the main job: prepare, train, evaluate on test, register."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from recmtl.balancing import build_balancer
+from recmtl.config import RunConfig
+from recmtl.distributed import check_device
+from recmtl.distributed.plan import Plan, format_plan
+from recmtl.doctor import require_trio
+from recmtl.evaluation import evaluate as measure
+from recmtl.evaluation import evaluation_record, score
+from recmtl.model import Model, build_model
+from recmtl.package import save_package
+from recmtl.progress import Progress, Silent
+from recmtl.runs import write_atomically
+from recmtl.stages.evaluating import evaluate_job, score_package
+from recmtl.stages.job import Job, RunResult, open_job, rows_of, truth_of, write_up
+from recmtl.stages.registering import register_job
+from recmtl.training import make_tables, resolve_device
+from recmtl.training import train as train_model
+
+__all__ = ["run", "train"]
+
+
+def train(
+    config: RunConfig, *, output: Path | None = None, overwrite: bool = False, progress: Progress | None = None
+) -> RunResult:
+    """Prepare what is not prepared, train, write the package and the validation metrics.
+
+    Args:
+        config: the run.
+        output: the run's folder; by default the config's.
+        overwrite: remove the run that is in the folder first.
+        progress: where to show it; nowhere by default.
+
+    Raises:
+        UserError: the config, its data, or the folder (it holds another run) is wrong.
+        RunError: the run failed; the same call goes on from its last checkpoint.
+    """
+    with open_job(config, output, overwrite, progress or Silent()) as job:
+        if job.folder.is_done("train"):
+            job.say(f"{job.folder.path}: trained already, nothing to do; --overwrite trains anew")
+        else:
+            _train(job)
+    return job.result()
+
+
+def run(
+    config: RunConfig, *, output: Path | None = None, overwrite: bool = False, progress: Progress | None = None
+) -> RunResult:
+    """The main job: prepare, train, evaluate on test, register. Arguments and errors as for :func:`train`.
+
+    Raises:
+        NotRegisteredError: trained and kept, but the tracking server was away.
+    """
+    with open_job(config, output, overwrite, progress or Silent()) as job:
+        if job.folder.is_done("run"):
+            job.say(f"{job.folder.path}: finished already, nothing to do; --overwrite begins anew")
+        else:
+            if not job.folder.is_done("train"):
+                _train(job)
+            if job.leads and not job.folder.is_done("evaluate"):
+                evaluate_job(job)
+            if job.leads:
+                register_job(job)
+            job.folder.finish("run")
+    return job.result()
+
+
+def _train(job: Job) -> None:
+    require_trio()
+    config, manifest = job.config, job.manifest
+    schema, tasks = manifest.schema_, manifest.tasks_
+    seed = config.training.seed
+    training, group = config.training, job.group
+    device = resolve_device(training.device)
+    check_device(device)
+    with job.folder.timed("train"):
+        ranks = f" with {group.size} ranks" if group.size > 1 else ""
+        tower = config.resolved()["model"]["tower"]["kind"]
+        job.progress.say(f"training {tower} on {device}{ranks} into {job.folder.path}")
+        _describe(job)
+        tables = make_tables(
+            training.sparse, device, sharding=training.sharding, batch_size=training.batch_size, group=group
+        )
+        model = build_model(config.model, schema, tasks, job.statistics, seed=seed, tables=tables).to(device)
+        _tell_plan(job, getattr(model.tables, "plan", None))
+        validation = job.loader("validation", group)
+
+        def validate(current: Model) -> Mapping[str, Mapping[str, float | None]]:
+            scored = score(current, validation, device=device, group=group)
+            return group.broadcast(measure(scored, tasks) if job.leads else {})
+
+        trained = train_model(
+            model,
+            build_balancer(config.balancing, tasks=tuple(tasks), seed=seed),
+            job.loader("train", group, shuffle_seed=seed),
+            training,
+            folder=job.folder.checkpoints,
+            tracker=job.tracker,
+            validate=validate,
+            progress=job.progress,
+            identity=job.folder.identity,
+            group=group,
+        )
+        tensors = trained.model.tensors()  # of all ranks, at rank 0
+        if not job.leads:
+            return
+        save_package(
+            job.folder.package,
+            tensors,
+            schema=schema,
+            tasks=tasks,
+            statistics=job.statistics,
+            columns=manifest.columns,
+            config=config.resolved(),
+            data=manifest.fingerprint,
+        )
+    with job.folder.timed("evaluate"):
+        # Intervals are for the final figures: test's, which `run` and `evaluate` add.
+        scored, truth = score_package(job, "validation"), truth_of(job, "validation")
+        record = evaluation_record(scored, tasks, job.statistics, truth, replicates=0)
+    job.folder.finish("train", {"epochs": trained.epochs, "best_epoch": trained.best_epoch, "steps": trained.steps})
+    job.folder.update_metrics({**record, "rows": rows_of(manifest), "history": trained.history})
+    write_up(job)
+
+
+def _describe(job: Job) -> None:
+    """Tell the tracker what is run, on what data."""
+    config, manifest = job.config, job.manifest
+    job.tracker.params(config.resolved())
+    job.tracker.tags({"recmtl.data": manifest.fingerprint, "recmtl.folder": str(job.folder.path.absolute())})
+    job.tracker.dataset(
+        manifest.name, manifest.fingerprint, source=str(job.prepared.folder.absolute()), details=rows_of(manifest)
+    )
+    job.tracker.artifact(job.folder.path / "config.resolved.yaml")
+
+
+def _tell_plan(job: Job, plan: Plan | None) -> None:
+    """Which rank holds what of the tables, for the user, the run's folder and the tracker; plain tables have none."""
+    if plan is None or not job.leads:
+        return
+    if plan.ranks > 1:
+        for line in format_plan(plan).splitlines():
+            job.progress.say(line)
+    write_atomically(job.folder.path / "sharding.json", json.dumps(plan.to_json(), indent=1) + "\n")
+    job.tracker.artifact(job.folder.path / "sharding.json")
