@@ -84,9 +84,16 @@ class RunConfig(Settings):
         return self.model_dump(mode="json")
 
     def fingerprint(self) -> str:
-        """SHA-256 over all that shapes the run's result, as hex: everything but the folder that it is written to."""
+        """SHA-256 over all that shapes the trained model, as hex.
+
+        Left out are the folder that the run is written to, and what can be done anew without training anew: how the
+        model is evaluated, and what it must pass to be promoted.
+        """
         resolved = self.resolved()
         del resolved["output"]
+        resolved.pop("evaluation", None)
+        if resolved["registry"] is not None:
+            resolved["registry"].pop("gate", None)
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:

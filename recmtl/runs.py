@@ -6,7 +6,9 @@ same config and data find their own unfinished run here; another config or other
 
 import json
 import os
+import resource
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +31,9 @@ _OWN = (
     "sharding.json",
     "metrics.json",
     "report.md",
+    "report.html",
+    "report.json",
+    "scored",
     "checkpoints",
     "package",
     "tracking",
@@ -93,19 +98,26 @@ class RunFolder:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to the stage's seconds, also over resumed runs."""
+        """Add the time spent inside to the stage's seconds, also over resumed runs, and note the highest memory."""
         start = time.monotonic()
         try:
             yield
         finally:
             seconds = self._state["seconds"]
             seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 3)
+            self._state["peak_memory_mb"] = max(self.peak_memory_mb or 0.0, _peak_memory_mb())
             self._save()
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds per stage so far."""
         return dict(self._state["seconds"])
+
+    @property
+    def peak_memory_mb(self) -> float | None:
+        """The highest resident memory of this process over its stages, in MiB; None before the first has ended."""
+        peak: float | None = self._state.get("peak_memory_mb")
+        return peak
 
     def bind_data(self, fingerprint: str) -> None:
         """Tie the run to its prepared data.
@@ -221,6 +233,11 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _peak_memory_mb() -> float:
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(kib / (1024 if sys.platform != "darwin" else 1024**2), 1)
 
 
 def _read_state(path: Path) -> dict[str, Any] | None:
