@@ -7,7 +7,7 @@ Where torchrun has started several ranks, each makes the same call: they train t
 rank 0 does while the others wait. Rank 0 alone holds the run's folder, speaks to the user and to the tracker.
 """
 
-from recmtl.package import Predictions
+from recmtl.scoring import Predictions
 from recmtl.stages.evaluating import evaluate
 from recmtl.stages.job import Place, RunResult
 from recmtl.stages.predicting import predict

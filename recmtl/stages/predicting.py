@@ -7,8 +7,9 @@ from pathlib import Path
 from recmtl.config import RunConfig
 from recmtl.errors import UserError
 from recmtl.etl.files import find, header
-from recmtl.package import Predictions, load_package
+from recmtl.package import load_package
 from recmtl.progress import Progress, Silent
+from recmtl.scoring import Predictions, predict_files
 from recmtl.stages.job import untrained
 from recmtl.stages.preparing import prepare
 from recmtl.tracking import resolved
@@ -66,8 +67,8 @@ def predict(
             absent = [column for column in package.schema.columns if column not in columns]
             if 0 < len(absent) < len(package.schema.columns):  # of all, the package says that itself
                 progress.warn(f"{name}: it has no column {', '.join(absent)}; scored as missing in every row")
-        return package.predict_files(
-            list(files), output, extra_keys=tuple(keep), overwrite=overwrite, progress=progress
+        return predict_files(
+            package, list(files), output, extra_keys=tuple(keep), overwrite=overwrite, progress=progress
         )
 
 
