@@ -25,6 +25,8 @@ Columns of an encoded shard (names of features and tasks are :data:`recmtl.setti
 ``observed:TASK``   Boolean          for a task with a parent: all labels of its chain are observed
 ``weight:TASK``     Float32          for tasks with a ``weight_column``
 ``group``           Int64            the user, as a number that is equal for equal users (for AUC grouped by user)
+``item``            Int64            the item, as a number that is equal for equal items, whether or not a vocabulary
+                                     keeps it; -1 where it is missing; absent where the log has no items
 ``row``             Int64            the row's number in source order
 =================== ================ =========================================================================
 """

@@ -37,7 +37,7 @@ from recmtl.tasks import Task, Tasks
 
 __all__ = ["DataConfig", "Prepared", "prepare"]
 
-VERSION = 2
+VERSION = 3
 """Raised with every change of what a prepared dataset holds, so that older ones are built anew."""
 
 _OURS = {"manifest.json", "statistics", "train", "validation", "test", "raw", "rejected"}
@@ -384,7 +384,7 @@ class _Build:
     def _encoded(self, frame: pl.DataFrame, encoder: Encoder) -> pl.DataFrame:
         labels = [f"{kind}:{name}" for name in self._tasks for kind in ("label", "observed")]
         labels += [f"weight:{name}" for name, task in self._tasks.items() if task.weight_column is not None]
-        rest = frame.select(*labels, self._group(frame), "row")
+        rest = frame.select(*labels, self._group(frame), *self._item(frame), "row")
         return pl.concat((encoder.rows(frame), rest), how="horizontal")
 
     def _group(self, frame: pl.DataFrame) -> pl.Series:
@@ -393,10 +393,13 @@ class _Build:
         user = self._log.columns.user
         if user is None:
             return alone.alias("group")
-        texts = frame.select(canonical(pl.col(user), frame.schema[user]))[user]
-        # 63 of the hash's bits, so that the number is not negative.
-        users = (stable_hash(texts) // 2).cast(pl.Int64)
+        users = _number_of(frame, user)
         return users.zip_with(users.is_not_null(), alone).alias("group")
+
+    def _item(self, frame: pl.DataFrame) -> list[pl.Series]:
+        """The item as a number, whatever vocabulary the features keep of it; nothing where the log has no items."""
+        item = self._log.columns.item
+        return [] if item is None else [_number_of(frame, item).fill_null(-1).alias("item")]
 
     # What a person should know.
 
@@ -462,6 +465,12 @@ class _Build:
             if sum(missed.values()):
                 told = ", ".join(f"{reason} ({count:,})" for reason, count in missed.items() if count)
                 self._progress.say(f"{event}: {sum(missed.values()):,} events belong to no impression: {told}")
+
+
+def _number_of(frame: pl.DataFrame, column: str) -> pl.Series:
+    """A key as Int64, at least 0 and equal for equal keys on every machine; null where it is missing."""
+    texts = frame.select(canonical(pl.col(column), frame.schema[column]))[column]
+    return (stable_hash(texts) // 2).cast(pl.Int64)  # 63 of the hash's bits, so that the number is not negative
 
 
 def _by_own_name(feature: Feature, aliases: Mapping[str, str]) -> Feature:

@@ -201,7 +201,8 @@ def test_what_is_written(log: Path) -> None:
             assert pl.read_parquet(prepared.folder / shard.path).height == shard.rows
         frame = encoded(prepared, split)
         assert frame.columns[:4] == ["id:user", "id:item", "bag:tags", "dense"]
-        assert frame.columns[4:] == [f"{k}:{t.name}" for t in TASKS for k in ("label", "observed")] + ["group", "row"]
+        labels = [f"{kind}:{task.name}" for task in TASKS for kind in ("label", "observed")]
+        assert frame.columns[4:] == [*labels, "group", "item", "row"]
         for task in TASKS:
             counted = summary.tasks[task.name]
             assert counted.observed == frame[f"observed:{task.name}"].sum()
@@ -248,6 +249,18 @@ def test_groups_are_equal_for_equal_users_across_splits(log: Path) -> None:
     users = frame.select("group").with_columns(user=rows()["user"])
     assert users.n_unique() == users["user"].n_unique() == users["group"].n_unique()
     assert frame["group"].min() >= 0  # type: ignore[operator]
+
+
+def test_items_are_numbered_alike_across_splits_however_rare_they_are(log: Path) -> None:
+    source = rows().with_columns(item=pl.when(pl.col("price") < 0.2).then(None).otherwise("item"))
+    source.write_parquet(log)
+    rare = Feature(name="item", kind="id", min_count=10)
+    prepared = built(log, features=(USER, rare, PRICE))
+    frame = pl.concat([encoded(prepared, split) for split in SPLITS]).sort("row")
+    items = frame.select("item").with_columns(key=source["item"])
+    assert items.n_unique() == items["key"].n_unique() == items["item"].n_unique()
+    assert items.filter(pl.col("key").is_null())["item"].unique().to_list() == [-1]
+    assert items.drop_nulls("key")["item"].min() >= 0  # type: ignore[operator]
 
 
 def test_train_labels_are_as_of_the_beginning_of_validation(log: Path) -> None:
