@@ -10,6 +10,7 @@ In: raw rows of one split. Out: the same rows with ``label:TASK``, ``observed:TA
 ``invalid``        not 0, 1, true or false; not one of the levels or classes; not a finite number; outside the range
 ``not_applicable`` the task in ``observed.when`` is not observed or not positive there, or the parent is not observed
 ``contradiction``  positive under a negative parent
+``known_before``   the day of evaluation alone: the label was known before that day, so it judges nothing new
 ================== =====================================================================================================
 """
 
@@ -26,9 +27,9 @@ from recmtl.manifest import TaskSummary
 from recmtl.statistics import LabelStatistics
 from recmtl.tasks import Task, Tasks
 
-__all__ = ["REASONS", "LabelCounts", "LabelTimes", "encode_labels", "labels_as_of"]
+__all__ = ["REASONS", "LabelCounts", "LabelTimes", "encode_labels", "known_since", "labels_as_of"]
 
-REASONS = ("immature", "missing", "invalid", "not_applicable", "contradiction")
+REASONS = ("immature", "missing", "invalid", "not_applicable", "contradiction", "known_before")
 _REASON = pl.Enum(REASONS)
 
 
@@ -46,6 +47,8 @@ class LabelTimes:
     """Windows must have closed by then; None: they all have."""
     known_by: datetime | None = None
     """Given values must have been known by then; None: they all were."""
+    unknown_at: datetime | None = None
+    """Labels that were known by then already do not count; None: they do."""
 
 
 def labels_as_of(times: LabelTimes, validation_start: datetime | None) -> LabelTimes:
@@ -83,7 +86,44 @@ def encode_labels(frame: pl.LazyFrame, tasks: Tasks, times: LabelTimes) -> pl.La
         observed = pl.col(f"masked:{task.name}").is_null()
         label = pl.when(observed).then(value).otherwise(0.0).cast(pl.Float32)
         frame = frame.with_columns(label.alias(f"label:{task.name}"), observed.alias(f"observed:{task.name}"))
+    if times.unknown_at is not None:
+        frame = _only_new(frame, tasks, times)
     return frame.with_columns(*(_weight(task, types) for task in tasks.values() if task.weight_column is not None))
+
+
+def known_since(task: Task, times: LabelTimes) -> pl.Expr:
+    """Whether the row's label became known only after ``times.unknown_at``, whatever it is.
+
+    A label that is given became known at its instant, one that a window closes when that closed, any other with the
+    impression.
+    """
+    assert times.unknown_at is not None
+    assert times.time is not None
+    since = pl.lit(times.unknown_at, pl.Datetime("us", "UTC"))
+    if task.label in times.known_at:
+        return (pl.col(times.known_at[task.label]) > since).fill_null(False)
+    if task.label in times.maturity:
+        return pl.col(times.time) + pl.lit(times.maturity[task.label], pl.Duration("us")) > since
+    return pl.col(times.time) >= since
+
+
+def _only_new(frame: pl.LazyFrame, tasks: Tasks, times: LabelTimes) -> pl.LazyFrame:
+    """Mask what was known before. A parent stays where a child of it counts: the child's figures given it need both."""
+    counts = {task.name: known_since(task, times) for task in tasks.values()}
+    for task in reversed(list(tasks.parents_first())):
+        if task.parent is not None:
+            counts[task.parent] = counts[task.parent] | counts[task.name]
+    for name, counted in counts.items():
+        known = pl.col(f"observed:{name}") & ~counted
+        frame = frame.with_columns(
+            pl.when(known)
+            .then(pl.lit("known_before", _REASON))
+            .otherwise(pl.col(f"masked:{name}"))
+            .alias(f"masked:{name}"),
+            (pl.col(f"observed:{name}") & counted).alias(f"observed:{name}"),
+            pl.when(known).then(0.0).otherwise(pl.col(f"label:{name}")).cast(pl.Float32).alias(f"label:{name}"),
+        )
+    return frame
 
 
 def _immature(task: Task, times: LabelTimes) -> pl.Expr:

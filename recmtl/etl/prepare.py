@@ -9,9 +9,9 @@ import difflib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Union
@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from recmtl.errors import RunError, UserError
+from recmtl.etl.drift import fit_profiles
 from recmtl.etl.encode import Encoder, canonical, stable_hash
 from recmtl.etl.fit import fit_numbers, fit_tables
 from recmtl.etl.infer import infer_features
@@ -32,13 +33,16 @@ from recmtl.manifest import SPLITS, Manifest, Shard, SplitSummary, TaskSummary, 
 from recmtl.progress import Progress
 from recmtl.schema import Feature, Schema
 from recmtl.settings import Settings
-from recmtl.statistics import Statistics
+from recmtl.statistics import NumberStatistics, Statistics
 from recmtl.tasks import Task, Tasks
 
-__all__ = ["DataConfig", "Prepared", "prepare"]
+__all__ = ["DataConfig", "Origin", "Prepared", "prepare", "prepare_from"]
 
-VERSION = 3
+VERSION = 4
 """Raised with every change of what a prepared dataset holds, so that older ones are built anew."""
+
+_SAMPLED_EVERY = 16
+"""Of the rows of a part, those whose times tell where the middle half lies."""
 
 _OURS = {"manifest.json", "statistics", "train", "validation", "test", "raw", "rejected"}
 
@@ -76,6 +80,22 @@ class Prepared:
     """False when it was there already."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a dataset is to be made from."""
+
+    fingerprint: str
+    """Of all that shapes it: a dataset with this fingerprint need not be built."""
+    hashes: Mapping[str, str]
+    """Input, as the user knows it, to its SHA-256."""
+    read: Callable[[Path], LabelledLog]
+    """Stages the rows under an empty folder."""
+    unchanged: Callable[[], bool]
+    """Whether the inputs are still those of the fingerprint."""
+    numbers: Mapping[str, NumberStatistics] = field(default_factory=dict)
+    """Feature to the moments by which it is to be standardised, instead of those of its own train rows."""
+
+
 def prepare(
     data: DataConfig,
     features: Sequence[Feature] | None,
@@ -99,6 +119,34 @@ def prepare(
         UserError: the config or the data are wrong, or the folder holds something else.
         RunError: an input changed while it was read.
     """
+    labels = frozenset(task.label for task in tasks)
+
+    def origin() -> Origin:
+        kind = SOURCES[data.source.kind]  # type: ignore[attr-defined]
+        inputs = dict(kind.inputs(data.source))
+        before = _stamps(inputs)
+        hashes = _hashed(inputs, progress)
+        return Origin(
+            fingerprint=_fingerprint(data, features, tasks, hashes),
+            hashes=hashes,
+            read=lambda work: kind.read(data.source, work, progress, labels=labels),
+            unchanged=lambda: _stamps(inputs) == before,
+        )
+
+    return prepare_from(origin, data, features, tasks, name=name, folder=folder, progress=progress)
+
+
+def prepare_from(
+    origin: Callable[[], Origin],
+    data: DataConfig,
+    features: Sequence[Feature] | None,
+    tasks: Sequence[Task],
+    *,
+    name: str,
+    folder: Path | None = None,
+    progress: Progress,
+) -> Prepared:
+    """:func:`prepare` from what ``origin`` finds, which is asked once the folder is held."""
     folder = folder or data.prepared or Path("data") / "prepared" / name
     place = folder.resolve()
     checked = Tasks(tasks)
@@ -112,25 +160,20 @@ def prepare(
         raise UserError(f"data.prepared: cannot write beside {folder} ({error.strerror})") from error
     with _locked(place, folder, progress):
         _recover(place)
-        kind = SOURCES[data.source.kind]  # type: ignore[attr-defined]
-        inputs = dict(kind.inputs(data.source))
-        hashes = _hashed(inputs, progress)
-        fingerprint = _fingerprint(data, features, tasks, hashes)
-        manifest = _existing(place, fingerprint, folder, progress)
+        found = origin()
+        manifest = _existing(place, found.fingerprint, folder, progress)
         if manifest is not None:
             progress.say(f"{folder}: prepared already from the same inputs and config, nothing rebuilt")
             return Prepared(folder, manifest.model_copy(update={"name": name}), built=False)
-        before = _stamps(inputs)
         building = _beside(place, "building")
         try:
             work = building / ".work"
             (work / "source").mkdir(parents=True)
-            labels = frozenset(task.label for task in checked.values())
-            log = kind.read(data.source, work / "source", progress, labels=labels)
+            log = found.read(work / "source")
             _refuse_rejects(log, data.max_rejected, place, folder)
-            build = _Build(data, features, checked, name, fingerprint, log, folder, building, progress)
-            manifest = build.run(hashes)
-            if _stamps(inputs) != before:
+            build = _Build(data, features, checked, name, found, log, folder, building, progress)
+            manifest = build.run()
+            if not found.unchanged():
                 raise RunError(f"{folder}: an input file changed while it was read; prepare again")
             shutil.rmtree(work)
             manifest.write(building)
@@ -154,7 +197,7 @@ class _Build:
         features: Sequence[Feature] | None,
         tasks: Tasks,
         name: str,
-        fingerprint: str,
+        origin: Origin,
         log: LabelledLog,
         folder: Path,
         building: Path,
@@ -164,7 +207,7 @@ class _Build:
         self._features = None if features is None else [_by_own_name(feature, log.aliases) for feature in features]
         self._tasks = tasks
         self._name = name
-        self._fingerprint = fingerprint
+        self._origin = origin
         self._log = log
         self._folder = folder
         self._building = building
@@ -173,7 +216,7 @@ class _Build:
         self._types = log.frame.collect_schema()
         self._warnings = list(log.warnings)
 
-    def run(self, hashes: Mapping[str, str]) -> Manifest:
+    def run(self) -> Manifest:
         """Split, stage, label, fit, encode; return the manifest of what was written."""
         log, data = self._log, self._data
         if log.frame.select(pl.len()).collect(engine="streaming").item() == 0:
@@ -196,27 +239,31 @@ class _Build:
         parts = labelled["train"]
         statistics = Statistics(
             tables=fit_tables(parts, schema),
-            numbers=fit_numbers(parts, schema),
+            numbers=self._numbers(parts, schema),
             labels=counts["train"].statistics(),
             conditional_labels=counts["train"].conditional_statistics(),
             columns={column: str(self._types[column]) for column in schema.columns},
             train_rows=counts["train"].rows,
         )
-        statistics.save(self._building / "statistics")
         self._warn_of_features(schema, statistics)
         splits = self._write(labelled, counts, schema, statistics)
+        train = [self._building / shard.path for shard in splits["train"].shards]
+        statistics = replace(statistics, profiles=fit_profiles(train, schema))
+        statistics.save(self._building / "statistics")
         self._warn_of_labels(splits, plan, as_of)
         self._publish_rejects()
         return Manifest(
             name=self._name,
             source=data.source.kind,  # type: ignore[attr-defined]
-            fingerprint=self._fingerprint,
+            fingerprint=self._origin.fingerprint,
             statistics=statistics.fingerprint(),
             features=tuple(schema.values()),
             tasks=tuple(self._tasks.values()),
             columns=log.columns,
             splits=splits,
-            inputs=dict(hashes),
+            split_by=plan.by,
+            outcomes=tuple(sorted(log.outcomes)),
+            inputs=dict(self._origin.hashes),
             read=dict(log.read),
             duplicates=dict(log.duplicates),
             rejected={name: dict(reasons) for name, reasons in log.rejected.items()},
@@ -298,6 +345,25 @@ class _Build:
         known = [self._log.known_at[task.label] for task in self._tasks.values() if task.label in self._log.known_at]
         return list(dict.fromkeys([*self._raw_columns(schema), *known]))
 
+    def _numbers(self, parts: Sequence[Path], schema: Schema) -> dict[str, NumberStatistics]:
+        """Of the train rows; standardised as the origin says, where that still fits them."""
+        fitted = fit_numbers(parts, schema)
+        for name, before in self._origin.numbers.items():
+            now = fitted.get(name)
+            if now is None or not now.count or not before.count:
+                continue
+            # What is standardised by these is within a standard deviation of what it should be, to a factor of two.
+            if bool(before.quantiles) == bool(now.quantiles) and (
+                abs(now.mean - before.mean) <= before.std and 0.5 <= now.std / before.std <= 2
+            ):
+                fitted[name] = replace(now, mean=before.mean, std=before.std, quantiles=before.quantiles)
+            else:
+                self._warnings.append(
+                    f"features.{name}: its mean and deviation moved from {before.mean:.4g} and {before.std:.4g} to "
+                    f"{now.mean:.4g} and {now.std:.4g}, so it is standardised anew and a warm start knows it less well"
+                )
+        return fitted
+
     # The labels: parsed and masked, part by part.
 
     def _check_sizes(self, staged: Mapping[str, list[StagedPart]], plan: SplitPlan) -> None:
@@ -314,6 +380,11 @@ class _Build:
         """When each split's labels are looked at, and the instant for train, where it masks anything."""
         log = self._log
         times = LabelTimes(log.columns.time, log.maturity, log.known_at, log.observed_until)
+        if log.day is not None:
+            begin, end = log.day
+            before = labels_as_of(times, begin)
+            test = replace(labels_as_of(times, end), unknown_at=begin)
+            return {"train": before, "validation": before, "test": test}, begin
         timed = any(task.label in log.maturity or task.label in log.known_at for task in self._tasks.values())
         as_of = plan.validation_start if timed and self._data.split.labels_as_of == "validation_start" else None
         if timed:
@@ -360,6 +431,7 @@ class _Build:
                 shards: list[Shard] = []
                 raw_shards: list[Shard] = []
                 instants: list[datetime] = []
+                sampled: list[pl.Series] = []
                 for number, path in enumerate(paths):
                     frame = pl.read_parquet(path, glob=False)
                     part = f"{split}/part-{number:05}.parquet"
@@ -370,6 +442,7 @@ class _Build:
                     if self._log.columns.time is not None:
                         times = frame[self._log.columns.time].drop_nulls()
                         instants += [t for t in (times.min(), times.max()) if isinstance(t, datetime)]
+                        sampled.append(times.gather_every(_SAMPLED_EVERY))
                     path.unlink()
                     bar.advance(frame.height)
                 splits[split] = SplitSummary(
@@ -378,13 +451,16 @@ class _Build:
                     raw_shards=tuple(raw_shards),
                     tasks=counts[split].summaries(),
                     time_range=(_iso_in_utc(min(instants)), _iso_in_utc(max(instants))) if instants else None,
+                    middle_half=_middle_half(sampled) if instants else None,
                 )
         return splits
 
     def _encoded(self, frame: pl.DataFrame, encoder: Encoder) -> pl.DataFrame:
         labels = [f"{kind}:{name}" for name in self._tasks for kind in ("label", "observed")]
         labels += [f"weight:{name}" for name, task in self._tasks.items() if task.weight_column is not None]
-        rest = frame.select(*labels, self._group(frame), *self._item(frame), "row")
+        keys = self._log.columns
+        numbered = [*self._numbered(frame, "item", keys.item), *self._numbered(frame, "request", keys.request)]
+        rest = frame.select(*labels, self._group(frame), *numbered, "row")
         return pl.concat((encoder.rows(frame), rest), how="horizontal")
 
     def _group(self, frame: pl.DataFrame) -> pl.Series:
@@ -396,10 +472,10 @@ class _Build:
         users = _number_of(frame, user)
         return users.zip_with(users.is_not_null(), alone).alias("group")
 
-    def _item(self, frame: pl.DataFrame) -> list[pl.Series]:
-        """The item as a number, whatever vocabulary the features keep of it; nothing where the log has no items."""
-        item = self._log.columns.item
-        return [] if item is None else [_number_of(frame, item).fill_null(-1).alias("item")]
+    @staticmethod
+    def _numbered(frame: pl.DataFrame, name: str, column: str | None) -> list[pl.Series]:
+        """A key as a number, whatever vocabulary the features keep of it; nothing where the log has no such key."""
+        return [] if column is None else [_number_of(frame, column).fill_null(-1).alias(name)]
 
     # What a person should know.
 
@@ -471,6 +547,13 @@ def _number_of(frame: pl.DataFrame, column: str) -> pl.Series:
     """A key as Int64, at least 0 and equal for equal keys on every machine; null where it is missing."""
     texts = frame.select(canonical(pl.col(column), frame.schema[column]))[column]
     return (stable_hash(texts) // 2).cast(pl.Int64)  # 63 of the hash's bits, so that the number is not negative
+
+
+def _middle_half(times: Sequence[pl.Series]) -> tuple[str, str]:
+    """The first and third quartile, ISO 8601 in UTC."""
+    ordered = pl.concat(times).sort()
+    last = len(ordered) - 1
+    return _iso_in_utc(ordered[last // 4]), _iso_in_utc(ordered[last - last // 4])
 
 
 def _by_own_name(feature: Feature, aliases: Mapping[str, str]) -> Feature:

@@ -210,3 +210,36 @@ def test_nothing_observed() -> None:
     assert counts.summaries()["click"] == TaskSummary(observed=0, positives=0, masked={"missing": 1, "invalid": 1})
     assert counts.statistics()["mood"].mean is None
     assert counts.statistics()["mood"].observed == 0
+
+
+def test_on_the_day_of_evaluation_a_label_counts_that_was_not_known_before_it() -> None:
+    stars = Task(name="stars", kind="ordinal", label="stars", levels=(1, 2, 3))
+    # The day is hours 24 to 48; clicks are known after an hour, purchases after a day and one.
+    times = LabelTimes(
+        "time",
+        {"is_click": timedelta(hours=1), "bought": timedelta(hours=25)},
+        {"stars": "rated"},
+        START + timedelta(hours=48),
+        START + timedelta(hours=48),
+        START + timedelta(hours=24),
+    )
+    found = mask(
+        [CLICK, PURCHASE, stars],
+        times,
+        time=at(-2, 0, 22, 23, 23.5, 30, 47.5),
+        is_click=[1, 1, 1, 0, 1, 1, 1],
+        bought=[1, 1, 0, 0, 0, 0, 0],
+        stars=[3, 1, None, None, 2, 3, 3],
+        rated=at(23, 24.5, None, None, 40, 48, 48.5),
+    )
+    # -2 h: all was known on the day before. 0 h to 23 h: the purchase became known on the day, and the click, which was
+    # known, stays for its sake. 23.5 h: purchase later than the day, click within. 47.5 h: neither is known yet.
+    before, late, absent = "known_before", "immature", "missing"
+    assert found["masked:purchase"].to_list() == [before, None, None, None, late, late, late]
+    assert found["masked:click"].to_list() == [before, None, None, None, None, None, late]
+    assert found["masked:stars"].to_list() == [before, None, absent, absent, None, None, late]
+    assert found["label:click"].to_list() == [0, 1, 1, 0, 1, 1, 0]
+    assert found["observed:purchase"].to_list() == [False, True, True, True, False, False, False]
+    counts = LabelCounts(Tasks([CLICK, PURCHASE, stars]))
+    counts.add(found)
+    assert counts.summaries()["click"].masked == {"immature": 1, "known_before": 1}

@@ -123,6 +123,9 @@ class LabelledLog:
     """Label column → column with the instant at which a given label became known (Datetime us UTC, else null)."""
     observed_until: datetime | None = None
     """Event logs: events were recorded up to this instant, in UTC."""
+    day: tuple[datetime, datetime] | None = None
+    """Daily: where the day of evaluation begins and ends. Labels of train and validation rows are looked at when it
+    begins, those of test rows when it ends, and of these only the ones that were not known when it began count."""
     split_column: str | None = None
     """For splits that are given: the column that holds train, validation or test."""
     default_features: tuple[Feature, ...] = ()
