@@ -10,5 +10,6 @@ ACCURACY = Metric(
     kinds=("multiclass",),
     higher_is_better=True,
     meaning="share of rows whose most probable class is the observed one",
+    scale="logit",
     additive=mean(lambda examples: examples.prediction.argmax(axis=1) == examples.label),
 )

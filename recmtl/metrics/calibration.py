@@ -15,6 +15,7 @@ CALIBRATION = Metric(
     kinds=("binary",),
     higher_is_better=None,
     meaning="positives predicted over positives observed; 1 is right",
+    scale="log",
     additive=Additive(
         terms=lambda examples: (examples.prediction, examples.label),
         finish=lambda sums: np.asarray(sums[:, 0] / sums[:, 1]),

@@ -38,5 +38,6 @@ KAPPA = Metric(
     kinds=("ordinal",),
     higher_is_better=True,
     meaning="quadratic weighted kappa of the nearest level; 0 is chance, 1 is agreement",
+    scale="fisher",
     additive=Additive(_terms, _finish),
 )

@@ -28,5 +28,6 @@ LOG_LOSS = Metric(
     kinds=("binary", "multiclass"),
     higher_is_better=False,
     meaning="mean of −log of the probability given to what happened, in nats",
+    scale="log",
     additive=mean(row_losses),
 )

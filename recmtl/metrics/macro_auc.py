@@ -26,10 +26,21 @@ def _prepare(examples: Examples) -> Weighted:
     return macro_auc
 
 
+def _influence(examples: Examples) -> FloatArray | None:
+    of_classes = (
+        AUC.influences(replace(examples, prediction=examples.prediction[:, index], label=examples.label == index))
+        for index in range(examples.prediction.shape[1])
+    )
+    defined = [influence for influence in of_classes if influence is not None]
+    return np.asarray(np.mean(defined, axis=0)) if defined else None
+
+
 MACRO_AUC = Metric(
     name="macro_auc",
     kinds=("multiclass",),
     higher_is_better=True,
     meaning="AUC of each class against the rest, averaged over classes",
     prepare=_prepare,
+    influence=_influence,
+    scale="logit",
 )

@@ -12,5 +12,6 @@ MAE = Metric(
     kinds=("regression", "ordinal"),
     higher_is_better=False,
     meaning="mean absolute error, in label units",
+    scale="log",
     additive=mean(lambda examples: np.abs(examples.prediction - examples.label)),
 )

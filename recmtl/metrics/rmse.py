@@ -14,5 +14,6 @@ RMSE = Metric(
     kinds=("regression", "ordinal"),
     higher_is_better=False,
     meaning="root of the mean squared error, in label units",
+    scale="log",
     additive=_MSE._replace(finish=lambda sums: np.sqrt(_MSE.finish(sums))),
 )

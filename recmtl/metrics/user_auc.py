@@ -20,7 +20,7 @@ class _Pairs:
         rows = np.flatnonzero(both[user])
         rows = rows[np.lexsort((examples.prediction[rows], user[rows]))]
         user, prediction, positive = user[rows], examples.prediction[rows], examples.label[rows] == 1
-        self.rows, self.user_of = rows, _numbered(user)
+        self.rows, self.user_of, self.positive = rows, _numbered(user), positive
         self.positives, self.negatives = rows[positive], rows[~positive]
         # Negatives before a row's user, before its run of equal predictions of one user, and up to the run's end.
         before = np.append(0, np.cumsum(~positive))
@@ -42,6 +42,26 @@ class _Pairs:
         counted = (wins > 0) & (losses > 0)
         return won[counted] / (wins * losses)[counted], (wins + losses)[counted]
 
+    def influence(self) -> FloatArray:
+        """(rows,) d (mean of the users' AUCs) / d (weight of each row of ``self.rows``), at weight 1."""
+        auc, size = self.at(np.ones(int(self.rows.max()) + 1))
+        mean = dot(auc, size) / float(size.sum())
+        wins = np.asarray(np.bincount(self.mine_of), np.float64)
+        losses = size - wins
+        first, cumulative = self.first[self.mine_of], np.arange(self.negatives.size + 1)
+        beaten = (cumulative[self.below] + cumulative[self.up_to]) / 2 - first
+        # The positives that are not above a negative (a level one half): those whose run begins, and ends, before it.
+        edges = np.bincount(self.below, minlength=self.negatives.size + 1).astype(np.float64)
+        edges += np.bincount(self.up_to, minlength=self.negatives.size + 1)
+        not_above = np.cumsum(edges)[:-1] / 2 - np.append(0.0, np.cumsum(wins))[self.theirs_of]
+        lost = wins[self.theirs_of] - not_above
+        share = np.empty(self.rows.size)
+        share[self.positive] = beaten / losses[self.mine_of]
+        share[~self.positive] = lost / wins[self.theirs_of]
+        own = np.where(self.positive, wins[self.user_of], losses[self.user_of])
+        of_auc = (share - auc[self.user_of]) / own
+        return (auc[self.user_of] - mean + size[self.user_of] * of_auc) / float(size.sum())
+
 
 def _prepare(examples: Examples) -> Weighted:
     if examples.group is None:
@@ -53,6 +73,17 @@ def _prepare(examples: Examples) -> Weighted:
         return dot(auc, size) / float(size.sum()) if size.size else None
 
     return user_auc
+
+
+def _influence(examples: Examples) -> FloatArray | None:
+    if examples.group is None:
+        return None
+    pairs = _Pairs(examples.group, examples)
+    if not pairs.rows.size:
+        return None
+    influence = np.zeros(len(examples))
+    influence[pairs.rows] = pairs.influence()
+    return influence
 
 
 def _terms(examples: Examples) -> tuple[FloatArray, FloatArray]:
@@ -94,5 +125,7 @@ USER_AUC = Metric(
     higher_is_better=True,
     meaning="AUC within each user's rows, averaged by rows over the users who have both classes",
     prepare=_prepare,
+    influence=_influence,
+    scale="logit",
     additive=Additive(_terms, finish=lambda sums: np.asarray(sums[:, 0] / sums[:, 1]), by_user=True),
 )
