@@ -27,6 +27,7 @@ Columns of an encoded shard (names of features and tasks are :data:`recmtl.setti
 ``group``           Int64            the user, as a number that is equal for equal users (for AUC grouped by user)
 ``item``            Int64            the item, as a number that is equal for equal items, whether or not a vocabulary
                                      keeps it; -1 where it is missing; absent where the log has no items
+``request``         Int64            the request likewise: with the item what tells one impression from another
 ``row``             Int64            the row's number in source order
 =================== ================ =========================================================================
 """
@@ -80,6 +81,8 @@ class SplitSummary(Settings):
     tasks: dict[str, TaskSummary]
     time_range: tuple[str, str] | None = None
     """First and last impression, ISO 8601 in UTC; None without a time column."""
+    middle_half: tuple[str, str] | None = None
+    """Between which instants the middle half of the impressions lies, of a sample of them; None likewise."""
 
 
 class Columns(Settings):
@@ -107,6 +110,10 @@ class Manifest(Settings):
     tasks: tuple[Task, ...]
     columns: Columns
     splits: dict[str, SplitSummary]
+    split_by: str | None = None
+    """How the rows were divided: time, user, random or given."""
+    outcomes: tuple[str, ...] = ()
+    """Columns that the source knows only after the impression."""
     inputs: dict[str, str] = {}
     """Input file, as the user wrote it, to its SHA-256."""
     read: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""What is fitted on the training split, and nothing else: vocabularies, moments, quantiles, label means.
+"""What is fitted on the training split, and nothing else: vocabularies, moments, quantiles, label means, profiles.
 
 In: what :mod:`recmtl.etl.fit` counted. Out: :class:`Statistics`, saved as JSON and Parquet (never a pickle) beside the
 prepared data and inside every model package, so that what serves encodes exactly as what was trained.
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from recmtl.errors import RunError
 
-__all__ = ["LabelStatistics", "NumberStatistics", "Statistics", "Vocabulary"]
+__all__ = ["LabelStatistics", "NumberStatistics", "Profile", "Statistics", "Vocabulary"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,28 @@ class LabelStatistics:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """How a feature's values lay in the training rows, in cells: what later rows are compared with (drift)."""
+
+    values: tuple[int, ...] = ()
+    """id, bag: the commonest encoded values (table rows, hashes of a managed table; -1 an empty bag), a cell each."""
+    edges: tuple[float, ...] = ()
+    """number, vector: rising edges of cells, each of which ends at its edge; a last one lies above them all."""
+    counts: tuple[int, ...] = ()
+    """Training values of each cell, aligned with ``values`` or ``edges`` and one longer: all other known values; all
+    numbers above the last edge."""
+    unseen: int = 0
+    """id, bag: training values that the vocabulary does not keep."""
+    missing: int = 0
+    """Training rows where it is missing."""
+
+    @property
+    def total(self) -> int:
+        """All that was counted: values, a bag's each, and missing ones."""
+        return sum(self.counts) + self.unseen + self.missing
+
+
+@dataclass(frozen=True)
 class Statistics:
     """All that was fitted on train."""
 
@@ -83,6 +105,8 @@ class Statistics:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Raw dtype of every source column that a feature reads, as Polars writes it: how a CSV is read when scoring."""
     train_rows: int = 0
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    """By feature name; empty in statistics from before there were any."""
 
     def save(self, folder: Path) -> None:
         """Write ``statistics.json`` and ``vocabulary/TABLE.parquet`` (value, count) under ``folder``."""
@@ -100,6 +124,7 @@ class Statistics:
             "conditional_labels": {name: asdict(label) for name, label in self.conditional_labels.items()},
             "columns": dict(self.columns),
             "train_rows": self.train_rows,
+            "profiles": {name: asdict(profile) for name, profile in self.profiles.items()},
         }
         (folder / "statistics.json").write_text(json.dumps(rest, indent=2) + "\n")
 
@@ -127,6 +152,10 @@ class Statistics:
                 },
                 columns=rest["columns"],
                 train_rows=rest["train_rows"],
+                profiles={
+                    name: Profile(**_tupled(values, "values", "edges", "counts"))
+                    for name, values in rest.get("profiles", {}).items()
+                },
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder}: these are not statistics that recmtl wrote ({error})") from error
@@ -140,8 +169,11 @@ class Statistics:
         for group in (self.numbers, self.labels, self.conditional_labels):
             digest.update(json.dumps({name: asdict(value) for name, value in group.items()}, sort_keys=True).encode())
         digest.update(json.dumps([dict(self.columns), self.train_rows], sort_keys=True).encode())
+        if self.profiles:  # so that statistics from before there were any keep their fingerprint
+            profiles = {name: asdict(profile) for name, profile in self.profiles.items()}
+            digest.update(json.dumps(profiles, sort_keys=True).encode())
         return digest.hexdigest()
 
 
-def _tupled(values: dict[str, Any], key: str) -> dict[str, Any]:
-    return {**values, key: tuple(values[key])}
+def _tupled(values: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {**values, **{key: tuple(values[key]) for key in keys}}
