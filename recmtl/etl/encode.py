@@ -21,6 +21,8 @@ from recmtl.statistics import NumberStatistics, Statistics
 __all__ = ["Encoder", "bag_values", "canonical", "encode", "number", "stable_hash", "transformed"]
 
 _RESERVED = 2
+_KEPT = 16
+"""Combinations of types that an encoder keeps its expressions for."""
 _BAG = pl.List(pl.Int32)
 _HASHED_BAG = pl.List(pl.Int64)
 _WEIGHTS = pl.List(pl.Float32)
@@ -47,16 +49,29 @@ def encode(frame: pl.LazyFrame, schema: Schema, statistics: Statistics) -> pl.La
 
 
 class Encoder:
-    """:func:`encode` for many frames: the vocabularies are indexed once."""
+    """:func:`encode` for many frames: the vocabularies are indexed once for all that have the same columns' types."""
 
     def __init__(self, schema: Schema, statistics: Statistics) -> None:
         self._schema = schema
         self._statistics = statistics
         self._lookups = {name: _lookup(schema, statistics, name) for name in schema.tables}
+        self._made: dict[tuple[pl.DataType | None, ...], dict[str, pl.Expr]] = {}
 
     def __call__(self, frame: pl.LazyFrame) -> pl.LazyFrame:
         """Encode raw rows; see :func:`encode`."""
         types = frame.collect_schema()
+        read = tuple(types.get(column) for column in self._schema.columns)
+        if read not in self._made:
+            if len(self._made) == _KEPT:
+                self._made.clear()
+            self._made[read] = self._columns(types)
+        columns = self._made[read]
+        return frame.with_columns(**columns).select(*columns)
+
+    def _columns(self, types: pl.Schema) -> dict[str, pl.Expr]:
+        """What the columns become. Polars hashes a vocabulary when an expression on it is written, not when it is run:
+        a third of a second for a million values, which a request of one row would otherwise wait for.
+        """
         columns: dict[str, pl.Expr] = {}
         dense: list[pl.Expr] = []
         for feature in self._schema.values():
@@ -72,7 +87,7 @@ class Encoder:
                 dense.append(_vector(feature, types))
         if dense:
             columns["dense"] = pl.concat_arr(dense)
-        return frame.with_columns(**columns).select(*columns)
+        return columns
 
     def rows(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Encode rows in memory; errors are one sentence, without the plan that Polars adds."""

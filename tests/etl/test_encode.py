@@ -300,3 +300,27 @@ def test_features_share_a_table_and_slices_encode_as_the_whole() -> None:
     parts = pl.concat([encode(frame[i : i + 1].lazy(), schema, statistics).collect() for i in range(4)])
     assert whole.equals(parts)
     assert whole.equals(encode(frame.lazy(), schema, statistics).collect(engine="streaming"))
+
+
+def test_an_encoder_indexes_a_vocabulary_once_for_frames_of_the_same_types(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = encoder(Feature(name="item", kind="id"), values=("7", "8"))
+    written = []
+    columns = made._columns
+
+    def noted(types: pl.Schema) -> dict[str, pl.Expr]:
+        written.append(dict(types))
+        return columns(types)
+
+    monkeypatch.setattr(made, "_columns", noted)
+    frames: list[dict[str, list[object]]] = [
+        {"item": [7, 9]},
+        {"item": [8, None]},
+        {"item": ["8", ""]},
+        {"other": [1, 2]},
+        {"item": [8, 7]},
+    ]
+    rows = [made.rows(pl.DataFrame(frame))["id:item"].to_list() for frame in frames]
+    assert rows == [[2, 1], [3, 0], [3, 0], [0, 0], [3, 2]]
+    assert written == [{"item": pl.Int64}, {"item": pl.String}, {"other": pl.Int64}]
