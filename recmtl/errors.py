@@ -6,7 +6,15 @@ and what to do. Everything else that recmtl raises on purpose is a :class:`RunEr
 
 from typing import Any
 
-__all__ = ["NotRegisteredError", "OtherRankError", "RankLostError", "RecmtlError", "RunError", "UserError"]
+__all__ = [
+    "NotRegisteredError",
+    "OtherRankError",
+    "RankLostError",
+    "RecmtlError",
+    "RefusedError",
+    "RunError",
+    "UserError",
+]
 
 
 class RecmtlError(Exception):
@@ -33,6 +41,21 @@ class NotRegisteredError(RecmtlError):
     exit_code = 3
     result: Any = None
     """What the run left, a :class:`recmtl.stages.RunResult`; None where no run was under way."""
+
+
+class RefusedError(RecmtlError):
+    """The registry does not let this model through, or somebody else was first. Exit code 3.
+
+    Args:
+        message: what was refused.
+        reasons: why, a sentence each.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, reasons: tuple[str, ...] = ()) -> None:
+        super().__init__(": ".join([message, " ".join(reasons)]) if reasons else message)
+        self.reasons = reasons
 
 
 class RankLostError(RunError):
