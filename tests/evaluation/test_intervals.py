@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from recmtl.evaluation.intervals import Sample, bootstrap, clusters_of, interval, paired
+from recmtl.evaluation import intervals
+from recmtl.evaluation.intervals import Sample, bootstrap, clusters_of, interval, p_value, paired, poisson_weights
 from recmtl.metrics import METRICS, Examples, metrics_for
 
 
@@ -42,7 +44,7 @@ def test_every_replicate_is_the_metric_of_the_rows_of_the_drawn_users(kind):
     found = bootstrap([Sample("model", rows, cluster, names)], clusters, replicates=5, seed=11)
     users = np.unique(rows.group)
     for replicate in range(5):
-        drawn = np.random.default_rng((11, replicate)).integers(0, len(users), len(users))
+        drawn = np.repeat(np.arange(len(users)), poisson_weights(11, replicate, len(users)))
         parts = [np.flatnonzero(rows.group == users[user]) for user in drawn]
         taken = np.concatenate(parts)
         copies = np.concatenate([np.full(len(part), number) for number, part in enumerate(parts)])
@@ -57,7 +59,7 @@ def test_clusters_that_split_users_weigh_their_rows_apart():
     names = ["user_auc", "log_loss"]
     found = bootstrap([Sample("model", rows, np.arange(200), names)], 200, replicates=3, seed=2)
     for replicate in range(3):
-        drawn = np.bincount(np.random.default_rng((2, replicate)).integers(0, 200, 200), minlength=200)
+        drawn = poisson_weights(2, replicate, 200)
         for name in names:
             expected = METRICS[name].compute(replace(rows, weight=drawn))
             assert found["model", name][replicate] == pytest.approx(expected, abs=1e-12)
@@ -138,3 +140,32 @@ def test_a_draw_without_positives_is_undefined():
     found = bootstrap([sample], clusters, replicates=200, seed=0)["model", "auc"]
     assert 0.2 < np.isnan(found).mean() < 0.5
     assert interval(found, 0.95) is None
+
+
+def test_the_weights_are_poisson():
+    drawn = poisson_weights(1, 2, 1_000_000)
+    assert drawn.mean() == pytest.approx(1, abs=0.004)
+    assert drawn.var() == pytest.approx(1, abs=0.01)
+    expected = stats.poisson(1).pmf(np.arange(7))
+    assert np.bincount(drawn)[:7] / drawn.size == pytest.approx(expected, abs=0.002)
+    assert (poisson_weights(1, 2, 50) == drawn[:50]).all()  # a user's draw does not depend on how many others there are
+    assert (poisson_weights(1, 3, 50) != drawn[:50]).any()
+
+
+def test_blocks_of_replicates_change_nothing(monkeypatch):
+    rows = rows_of_kind("ordinal")
+    sample = Sample("model", rows, *clusters_of(rows.group, len(rows))[:1], ["rmse", "kappa", "spearman"])
+    whole = bootstrap([sample], 15, replicates=7, seed=3)
+    monkeypatch.setattr(intervals, "_BLOCK", 30)
+    for key, values in bootstrap([sample], 15, replicates=7, seed=3).items():
+        assert values == pytest.approx(whole[key], abs=1e-13)
+
+
+def test_p_value():
+    assert p_value(np.linspace(0.1, 1, 999)) == pytest.approx(2 / 1000)
+    assert p_value(-np.linspace(0.1, 1, 999)) == pytest.approx(2 / 1000)
+    assert p_value(np.append(np.ones(975), -np.ones(24))) == pytest.approx(2 * 25 / 1000)
+    assert p_value(np.zeros(99)) == 1
+    assert p_value(np.linspace(-1, 1, 100)) == 1
+    assert p_value(np.append(np.ones(9), np.nan)) is None
+    assert p_value(np.empty(0)) is None
