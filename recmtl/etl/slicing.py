@@ -83,8 +83,7 @@ class SlicesConfig(Settings):
     most_cuts: int = Field(default=12, ge=0, le=100)
     """auto: with the cuts below, at most so many."""
     quantiles: int = Field(default=4, ge=2, le=100)
-    """Parts into which a number is cut: at train's quantiles where they are known (features with transform rank), else
-    at those of the evaluated rows."""
+    """Parts into which a number is cut: at train's quantiles for a feature, else at those of the evaluated rows."""
     most_values: int = Field(default=12, ge=1, le=1000)
     """Values of a column that have a slice each, the most frequent ones; all others share one."""
     new_users: bool = True
@@ -223,9 +222,8 @@ def ranking_groups(
 
 # The split's rows, part by part.
 
-_GROUP, _ITEM = "encoded:group", "encoded:item"
-"""Columns of the encoded shards, beside raw ones."""
-_NUMBERS: Mapping[Key, str] = {"user": _GROUP, "item": _ITEM}
+_NUMBERS: Mapping[Key, str] = {"user": "encoded:group", "item": "encoded:item", "request": "encoded:request"}
+"""The keys' numbers: columns of the encoded shards, beside raw ones."""
 
 
 class _Rows:
@@ -246,12 +244,12 @@ class _Rows:
 
     def knows(self, which: Key) -> bool:
         """Whether the rows have such a key."""
+        # A dataset of an earlier version has numbers of its users alone.
         named = getattr(self.manifest.columns, which) is not None
-        # A dataset of an earlier version has no numbers of its items.
-        return named and (which not in _NUMBERS or _NUMBERS[which].removeprefix("encoded:") in self._encoded)
+        return named and _NUMBERS[which].removeprefix("encoded:") in self._encoded
 
     def parts(self, columns: Sequence[str]) -> Iterator[tuple[int, pl.DataFrame]]:
-        """First row and rows of each part, with these raw columns, or :data:`_GROUP` and :data:`_ITEM`."""
+        """First row and rows of each part, with these raw columns, or those of :data:`_NUMBERS`."""
         encoded = [column.removeprefix("encoded:") for column in columns if column.startswith("encoded:")]
         raw = [column for column in columns if not column.startswith("encoded:")]
         start = 0
@@ -363,12 +361,12 @@ def _popularity_cut(known: NDArray[np.int64], counts: NDArray[np.int64], bands: 
         bottom = top + 1
 
     def codes(frame: pl.DataFrame) -> NDArray[np.integer]:
-        keys = frame[_ITEM].to_numpy()
+        keys = frame[_NUMBERS["item"]].to_numpy()
         count = _looked_up(keys, known, counts)
         band = np.where(count > 0, 1 + np.searchsorted(tops, count), 0)
         return np.where(keys < 0, len(labels), band)
 
-    return _Cut("item_popularity", (*labels, MISSING_VALUE), (_ITEM,), codes)
+    return _Cut("item_popularity", (*labels, MISSING_VALUE), (_NUMBERS["item"],), codes)
 
 
 def _time_cut(rows: _Rows, config: SlicesConfig) -> Iterator[_Cut]:
@@ -492,17 +490,14 @@ def _cut_by_number(
 ) -> _Cut | None:
     """Quantiles; None where the number takes so few values that each has a slice."""
     column = by.column
-    trained = next((statistics.numbers[f.name].quantiles for f in features if f.name in statistics.numbers), ())
     if by.by == "values":
         return None
     if by.by == "auto":
         few = rows.scan(column).select(value.alias("value")).drop_nulls().unique().limit(most + 1)
         if rows.collected(few).height <= most:
             return _cut_by_few_numbers(rows, name, column, value)
-    if len(trained) > 1:
-        steps = np.arange(1, parts) / parts
-        edges = np.unique(np.interp(steps, np.linspace(0, 1, len(trained)), np.asarray(trained, np.float64)))
-    else:
+    edges = next((found for f in features if (found := _trained(f, statistics, parts)) is not None), None)
+    if edges is None:
         edges = _quantiles(rows, column, value, parts)
     labels = _between(edges, rows.types[column])
 
@@ -512,6 +507,29 @@ def _cut_by_number(
         return np.where(numbers.is_null().to_numpy(), len(labels), part)
 
     return _Cut(name, (*labels, MISSING_VALUE), (column,), codes)
+
+
+def _trained(feature: Feature, statistics: Statistics, parts: int) -> NDArray[np.float64] | None:
+    """Where the rows of train are cut, as raw values: by quantiles, else between the deciles of the profile."""
+    fitted, profile = statistics.numbers.get(feature.name), statistics.profiles.get(feature.name)
+    if feature.kind != "number" or fitted is None:
+        return None
+    steps = np.arange(1, parts) / parts
+    if len(fitted.quantiles) > 1:
+        quantiles = np.asarray(fitted.quantiles, np.float64)
+        return np.unique(np.interp(steps, np.linspace(0, 1, quantiles.size), quantiles))
+    if feature.transform == "rank" or profile is None or len(profile.edges) < 2:
+        return None
+    counts = np.asarray(profile.counts[: len(profile.edges)], np.float64)
+    if not counts.sum() > 0:
+        return None
+    encoded = np.interp(steps, np.cumsum(counts) / counts.sum(), np.asarray(profile.edges))
+    value = encoded * fitted.std + fitted.mean
+    if feature.transform == "log1p":
+        value = np.sign(value) * np.expm1(np.abs(value))
+    elif feature.transform == "sqrt":
+        value = np.sign(value) * value**2
+    return np.unique(value)
 
 
 def _quantiles(rows: _Rows, column: str, value: pl.Expr, parts: int) -> NDArray[np.float64]:
@@ -590,32 +608,22 @@ def _cut_by_value(rows: _Rows, name: str, by: SliceBy, text: pl.Expr, most: int)
 
 
 def _numbered(rows: _Rows, which: Key, work: Path | None) -> tuple[Codes, NDArray[np.int64]]:
-    """(N,) codes, and what each code stands for, rising: the key's number, or a request's hash in this process."""
+    """(N,) codes, and the key's number that each stands for, rising."""
     if not rows.knows(which):
         raise UserError(f"evaluation.ranking: the data name no {which}; set data.source's columns, or group otherwise")
-    column = _NUMBERS.get(which) or rows.manifest.columns.request
-    assert column is not None
-
-    def keys_of(frame: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        if which != "request":
-            numbers = frame[column].to_numpy()
-            return numbers, numbers >= 0
-        text = frame.select(canonical(pl.col(column), frame.schema[column]).alias("key"))["key"]
-        return text.hash(seed=0).to_numpy().view(np.int64), text.is_not_null().to_numpy()
-
+    column = _NUMBERS[which]
     seen, fresh = np.empty(0, np.int64), [np.empty(0, np.int64)]
     for _, frame in rows.parts([column]):
-        keys, there = keys_of(frame)
-        fresh.append(np.unique(keys[there]))
+        keys = frame[column].to_numpy()
+        fresh.append(np.unique(keys[keys >= 0]))
         if sum(map(len, fresh)) > seen.size:  # merged seldom: the whole is sorted anew each time
             seen, fresh = np.unique(np.concatenate([seen, *fresh])), []
     seen = np.unique(np.concatenate([seen, *fresh]))
     codes = _codes(rows.rows, work, which)
     for start, frame in rows.parts([column]):
-        keys, there = keys_of(frame)
         # A part has few different keys: those are looked up, in rising order, and not every row.
-        distinct, place = np.unique(keys, return_inverse=True)
-        codes[start : start + frame.height] = np.where(there, _positions(distinct, seen)[place], -1)
+        distinct, place = np.unique(frame[column].to_numpy(), return_inverse=True)
+        codes[start : start + frame.height] = _positions(distinct, seen)[place]
     return codes, seen
 
 

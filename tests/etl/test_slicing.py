@@ -58,6 +58,7 @@ def rows() -> pl.DataFrame:
             "country": [None if n % 40 == 3 else ("se", "fr", "fr", "it")[n % 4] for n in number],
             "price": [None if n % 50 == 7 else price[n] for n in number],
             "ranked": number.astype(float),
+            "stock": [None if n % 50 == 7 else price[n] for n in number],
             "tags": [["a"] * (n % 3) for n in number],
             "note": [f"n{n % 3}" for n in number],
             "level": [n % 5 for n in number],
@@ -71,7 +72,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return build(tmp_path_factory.mktemp("log"), rows())
 
 
-def build(folder: Path, log: pl.DataFrame, keep: tuple[str, ...] = ("note", "level"), **source: object) -> Prepared:
+def build(
+    folder: Path, log: pl.DataFrame, keep: tuple[str, ...] = ("note", "level", "stock"), **source: object
+) -> Prepared:
     log.write_parquet(folder / "log.parquet")
     data = DataConfig.model_validate(
         {
@@ -169,8 +172,8 @@ def test_a_number_with_few_values_has_a_slice_for_each(prepared: Prepared) -> No
 
 def test_a_number_is_cut_at_this_splits_quantiles_where_trains_are_unknown(prepared: Prepared) -> None:
     there = kept_rows(prepared)
-    column = cut(prepared, columns=[{"column": "price", "quantiles": 4}])["price"]
-    price = there["price"]
+    column = cut(prepared, columns=[{"column": "stock", "quantiles": 4}])["stock"]
+    price = there["stock"]
     assert np.array_equal(np.array(named(column)) == MISSING_VALUE, price.is_null().to_numpy())
     sizes = np.bincount(column.codes[price.is_not_null().to_numpy()])
     assert len(sizes) == 4
@@ -189,10 +192,19 @@ def test_a_number_is_cut_at_trains_quantiles_where_they_are_known(prepared: Prep
     assert set(named(column)) == {column.labels[3]}
 
 
+def test_a_number_of_a_feature_is_cut_between_the_deciles_of_its_profile(prepared: Prepared) -> None:
+    train = kept_train(prepared)["price"].drop_nulls()
+    halves = cut(prepared, columns=[{"column": "price", "quantiles": 2}])["price"]
+    middle = float(halves.labels[0].removeprefix("< "))
+    assert (train < middle).mean() == pytest.approx(0.5, abs=0.01)
+    price = kept_rows(prepared)["price"]
+    assert [code == 0 for code in halves.codes] == [p is not None and p < middle for p in price]
+
+
 def test_ties_make_fewer_parts_and_none_is_empty(tmp_path: Path) -> None:
-    log = rows().with_columns(price=pl.when(pl.int_range(pl.len()) % 4 > 0).then(0.0).otherwise(pl.int_range(pl.len())))
-    prepared = build(tmp_path, log.with_columns(pl.col("price").cast(pl.Float64)))
-    column = cut(prepared, columns=[{"column": "price", "by": "quantiles"}])["price"]
+    log = rows().with_columns(stock=pl.when(pl.int_range(pl.len()) % 4 > 0).then(0.0).otherwise(pl.int_range(pl.len())))
+    prepared = build(tmp_path, log.with_columns(pl.col("stock").cast(pl.Float64)))
+    column = cut(prepared, columns=[{"column": "stock", "by": "quantiles"}])["stock"]
     assert len(column.labels) == 3  # below a number, from it on, missing
     assert np.bincount(column.codes).min() > 0
 
@@ -200,7 +212,7 @@ def test_ties_make_fewer_parts_and_none_is_empty(tmp_path: Path) -> None:
 def test_what_is_cut_unasked(prepared: Prepared) -> None:
     found = cut(prepared)
     assert list(found) == [
-        "new_user", "new_item", "item_popularity", "time", "note", "level", "country", "price", "ranked",
+        "new_user", "new_item", "item_popularity", "time", "note", "level", "stock", "country", "price", "ranked",
     ]  # fmt: skip
     assert list(cut(prepared, most_cuts=6)) == ["new_user", "new_item", "item_popularity", "time", "note", "level"]
     for column in found.values():
