@@ -1,0 +1,150 @@
+"""Parts of the rows: a table for each target that is a forest plot too, so that sorting it sorts the picture."""
+
+from collections.abc import Sequence
+
+from recmtl.evaluation.html.blocks import Cell, Column, Filters, Heading, Items, Prose, Section, Table
+from recmtl.evaluation.html.charts import Row, interval_axis, interval_cell, interval_scale
+from recmtl.evaluation.html.sections.context import TONES, Context, unique
+from recmtl.evaluation.html.words import arrow, count, interval, metric_name, num, percent, plain, plural, signed
+from recmtl.findings import Difference, Figure, SliceRow
+
+__all__ = ["LIMIT", "slices"]
+
+LIMIT = 1500
+"""Rows of all targets together that the page shows, so that it stays small; all are in ``report.json``."""
+_NAMED = 8
+"""Slices that are named above the tables."""
+
+
+def slices(context: Context) -> Section:
+    """Slices, target by target."""
+    section = Section("slices", "Slices")
+    rows = context.report.slices
+    if not rows:
+        return section
+    targets = context.ordered(row.target for row in rows)
+    limit = max(20, LIMIT // len(targets))
+    small = sum(row.small for row in rows)
+    section.lead = (
+        f"{plural(len({(row.slice, row.value) for row in rows}), 'part')} of the rows, cut by "
+        f"{plural(len({row.slice for row in rows}), 'property', 'properties')}. The dashed line in each row is the figure "
+        f"on all rows, or no difference; bars are {context.confidence} intervals, not corrected for how many there are."
+    )
+    if small:
+        section.blocks.append(
+            Prose(
+                f"{plural(small, 'row')} of the tables, marked “small”, have too few rows, positives or users for the "
+                "figures to mean much."
+            )
+        )
+    for words, better in (("worse", "worse"), ("better", "better")):
+        named = [text for row in rows for text in _named(context, row, better)]
+        if named:
+            more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+            section.blocks += [Prose(f"Where this model is {words}:"), Items([*named[:_NAMED], *([more.strip()] if more else [])])]  # fmt: skip
+    section.blocks.append(Filters(targets, unique(row.slice for row in rows)))
+    for target in targets:
+        mine = [row for row in rows if row.target == target]
+        section.blocks += [Heading(target, f"slices-{targets.index(target)}"), _table(context, target, mine[:limit])]
+        if len(mine) > limit:
+            text = f"{count(len(mine) - limit)} more parts of {target} are in report.json."
+            section.blocks.append(Prose(text, "muted"))
+    return section
+
+
+def _named(context: Context, row: SliceRow, wanted: str) -> list[str]:
+    """A sentence where the model differs from another model on its main metric."""
+    metric = _main(context, row.target, [row])
+    found = []
+    for other, differences in row.differences.items():
+        if other in ("baseline", "optimum") or row.small or metric not in differences:
+            continue
+        difference = differences[metric]
+        if context.judge(difference, context.direction(row.target, metric)) == wanted:
+            found.append(
+                f"{row.target}, {plain(row.slice).lower()} {row.value}: {metric_name(metric)} differs from "
+                f"{context.short(other)}’s by {signed(difference.value)} ({interval(difference, sign=True)})"
+            )
+    return found
+
+
+def _main(context: Context, target: str, rows: Sequence[SliceRow]) -> str:
+    """The metric that the pictures show: the target's headline metric, or whatever the slices have."""
+    lead = context.lead_metric(target)
+    metrics = unique(metric for row in rows for values in row.systems.values() for metric in values)
+    if lead is not None and lead.metric in metrics:
+        return lead.metric
+    return metrics[0] if metrics else ""
+
+
+def _table(context: Context, target: str, rows: list[SliceRow]) -> Table:
+    main = _main(context, target, rows)
+    direction = context.direction(target, main)
+    others = context.present(row.differences for row in rows)
+    compared = [other for other in others if other not in ("baseline", "optimum")] or others[:1]
+    figures = [_figure_row(context, target, main, row) for row in rows]
+    overall = context.overall(target, main)
+    reference = [] if overall is None else [overall]
+    clear = [figure for figure, row in zip(figures, rows, strict=True) if not row.small] or figures
+    scale = interval_scale(clear, reference)
+    name = f"{metric_name(main)} {arrow(direction)}".rstrip()
+    columns = [Column("Slice"), Column("Part"), Column("Rows", number=True), Column("Positives", number=True), Column(name, number=True)]  # fmt: skip
+    if scale is not None:
+        columns.append(
+            Column(f"{metric_name(main)}, interval", picture=interval_axis(scale, f"Axis of {name}"), sorts=False)
+        )
+    gaps = {}
+    for other in compared:
+        bars = [_gap_row(context, main, other, row) for row in rows]
+        kept = [bar for bar, row in zip(bars, rows, strict=True) if not row.small] or bars
+        gaps[other] = bars, interval_scale(kept, [0.0])
+        columns.append(Column(f"Model − {other}", number=True, help="paired difference, its interval and p-value"))
+        axis = gaps[other][1]
+        if axis is not None:
+            columns.append(Column(f"Model − {other}, interval", picture=interval_axis(axis, f"Axis of model − {other}"), sorts=False))  # fmt: skip
+    more = [m for m in unique(m for row in rows for m in row.systems.get("model", {})) if m != main]
+    columns += [Column(f"{metric_name(m)} {arrow(context.direction(target, m))}".rstrip(), number=True) for m in more]
+    lines, keys = [], []
+    for index, row in enumerate(rows):
+        figure = figures[index]
+        size = Cell(count(row.rows), sort=row.rows)
+        if row.small:
+            size = Cell(count(row.rows), sort=row.rows, note="small", tone="warn", mark="!")
+        rate = percent(row.positives / row.rows) if row.positives is not None and row.rows else ""
+        positives = Cell(count(row.positives), sort=row.positives if row.positives is not None else "", note=rate)
+        model = row.systems.get("model", {})
+        line = [
+            Cell(plain(row.slice)),
+            Cell(row.value),
+            size,
+            positives,
+            context.figure_cell(model.get(main, Figure())),
+        ]
+        if scale is not None:
+            line.append(Cell(interval_cell(scale, figure, overall)))
+        for other in compared:
+            difference = row.differences.get(other, {}).get(main, Difference())
+            line.append(context.difference_cell(difference, direction))
+            bars, axis = gaps[other]
+            if axis is not None:
+                line.append(Cell(interval_cell(axis, bars[index], 0.0)))
+        line += [context.figure_cell(model.get(m, Figure())) for m in more]
+        lines.append(line)
+        keys.append({"slice": row.slice, "small": "1" if row.small else ""})
+    caption = f"{target} by slice: {metric_name(main)} of this model" + "".join(f", against {o}" for o in compared)
+    return Table(caption, columns, lines, keys, heads=2, kind="forest")
+
+
+def _figure_row(context: Context, target: str, metric: str, row: SliceRow) -> Row:
+    figure = row.systems.get("model", {}).get(metric, Figure())
+    text = f"{num(figure.value)} ({interval(figure)})" if interval(figure) else num(figure.value)
+    return Row(row.value, figure.value, figure.low, figure.high, 2 if row.small else 0, text, f"{metric_name(metric)} {text}")  # fmt: skip
+
+
+def _gap_row(context: Context, metric: str, other: str, row: SliceRow) -> Row:
+    difference = row.differences.get(other, {}).get(metric, Difference())
+    said = context.judge(difference, context.direction(row.target, metric))
+    style = 2 if row.small else {"good": 3, "bad": 1}.get(TONES[said], 7)
+    ends = interval(difference, sign=True)
+    text = f"{signed(difference.value)} ({ends}) {said}" if ends else f"{signed(difference.value)} {said}"
+    return Row(row.value, difference.value, difference.low, difference.high, style, text.rstrip(), f"Model − {other}: {text}".rstrip())  # fmt: skip

@@ -1,0 +1,171 @@
+"""The top of the page: the verdict with its checks, the headline figures, what a reader must know."""
+
+from recmtl.evaluation.html.blocks import (
+    Banner,
+    Block,
+    Cell,
+    Chip,
+    Column,
+    Fold,
+    Items,
+    Prose,
+    Section,
+    Table,
+    Tile,
+    Tiles,
+    Tone,
+)
+from recmtl.evaluation.html.charts import Row, forest
+from recmtl.evaluation.html.sections.context import Context, unique
+from recmtl.evaluation.html.words import (
+    arrow,
+    count,
+    interval,
+    metric_name,
+    num,
+    percent,
+    plain,
+    plural,
+)
+from recmtl.findings import Check, FigureRow
+
+__all__ = ["headline", "know", "verdict"]
+
+_DECISIONS: dict[str, tuple[str, Tone, str]] = {
+    "promote": ("Promote this model", "good", "✓"),
+    "refuse": ("Do not promote this model", "bad", "✕"),
+    "not judged": ("Not judged", "warn", "?"),
+}
+_RESULTS: dict[bool | None, tuple[str, Tone, str]] = {
+    False: ("failed", "bad", "✕"),
+    None: ("not judged", "warn", "?"),
+    True: ("passed", "good", "✓"),
+}
+_MANY = 14
+"""Passed checks beyond which they are folded away."""
+
+
+def verdict(context: Context) -> Section:
+    """What follows from all this, why, and the gate's checks."""
+    found = context.report.verdict
+    title, tone, mark = _DECISIONS[found.decision]
+    counts = []
+    for state in (False, None, True):
+        number = sum(check.passed is state for check in found.checks)
+        if number:
+            word, colour, sign = _RESULTS[state]
+            counts.append(Chip(f"{plural(number, 'check')} {word}", colour, sign))
+    reasons = found.reasons
+    if not reasons and found.decision == "not judged":
+        reasons = ("No gate is configured, so nothing decides for or against this model; `registry.gate` sets one.",)
+    blocks: list[Block] = [Banner(title, tone, mark, counts, reasons, found.overridden)]
+    open_ = [check for state in (False, None) for check in found.checks if check.passed is state]
+    passed = [check for check in found.checks if check.passed]
+    if len(passed) <= _MANY:
+        open_, passed = [*open_, *passed], []
+    if open_:
+        blocks.append(_checks("The gate's checks", open_))
+    if passed:
+        blocks.append(Fold(f"{plural(len(passed), 'check')} passed", [_checks("Checks that passed", passed)]))
+    return Section("verdict", "Verdict", blocks=blocks)
+
+
+def _checks(caption: str, checks: list[Check]) -> Table:
+    rows = []
+    for check in checks:
+        word, tone, mark = _RESULTS[check.passed]
+        rank = {False: 0, None: 1, True: 2}[check.passed]
+        rows.append(
+            [Cell(check.name), Cell(word, sort=rank, tone=tone, mark=mark), Cell(check.text), Cell(plain(check.group))]
+        )
+    columns = [Column("Check"), Column("Result"), Column("What was found", sorts=False), Column("Kind")]
+    return Table(caption, columns, rows)
+
+
+def headline(context: Context) -> Section:
+    """The figures that matter most, each beside what it should be measured against."""
+    shown = [row for row in context.report.figures if row.headline] or list(context.report.figures)
+    section = Section("headline", "Headline figures")
+    if not shown:
+        return section
+    section.lead = (
+        f"On the {context.report.about.split} rows. Each number stands over its {context.confidence} interval; two "
+        "systems are compared on the same rows, and “cannot tell” means that chance alone may have made the difference."
+    )
+    tiles = [tile for tile in (_tile(context, target) for target in unique(row.target for row in shown)) if tile]
+    section.blocks += [Tiles(tiles), _table(context, "Headline figures by target and metric", shown)]
+    if len(shown) < len(context.report.figures):
+        everything = _table(context, "Every metric of every target", list(context.report.figures), whole=True)
+        section.blocks.append(
+            Fold(f"All {len(context.report.figures)} metrics, with how intervals were made", [everything])
+        )
+    return section
+
+
+def _tile(context: Context, target: str) -> Tile | None:
+    row = context.lead_metric(target)
+    if row is None:
+        return None
+    model = row.systems.get("model") or next(iter(row.systems.values()))
+    chips = []
+    for other, difference in row.differences.items():
+        chip = context.chip(difference, row.higher_is_better, other) if other not in ("baseline", "optimum") else None
+        chips += [chip] if chip else []
+    baseline = row.differences.get("baseline")
+    if baseline is not None and not chips:
+        chip = context.chip(baseline, row.higher_is_better, "baseline")
+        chips += [chip] if chip else []
+    share = row.share_of_attainable
+    note = (
+        "" if share is None or share.value is None else f"{percent(share.value)} of the way from chance to the optimum"
+    )
+    lines = [
+        Row(
+            context.name(system),
+            row.systems[system].value,
+            row.systems[system].low,
+            row.systems[system].high,
+            context.style(system),
+            num(row.systems[system].value),
+            f"{context.name(system)}: {num(row.systems[system].value)} {interval(row.systems[system])}".rstrip(),
+        )
+        for system in context.present([row.systems])
+    ]
+    metric = metric_name(row.metric)
+    said = "; ".join(line.note for line in lines)
+    chart = forest(f"{metric} of {target} by system", said, lines) if len(lines) > 1 else None
+    return Tile(target, f"{metric} {arrow(row.higher_is_better)}".rstrip(), num(model.value), interval(model), chips, chart, note)  # fmt: skip
+
+
+def _table(context: Context, caption: str, rows: list[FigureRow], *, whole: bool = False) -> Table:
+    systems = context.present(row.systems for row in rows)
+    known = context.present(row.differences for row in rows)
+    compared = known if whole else [other for other in known if other not in ("baseline", "optimum")] or known[:1]
+    columns = [Column("Target"), Column("Metric"), *context.figure_columns(systems, compared)]
+    if whole:
+        columns += [Column("Rows", number=True), Column("Positives", number=True), Column("Clusters", number=True)]
+        columns += [Column("Interval from")]
+    lines = []
+    for row in rows:
+        line = [
+            Cell(row.target, note="" if whole else f"{count(row.rows)} rows"),
+            Cell(f"{metric_name(row.metric)} {arrow(row.higher_is_better)}".rstrip(), sort=row.metric),
+            *context.figure_cells(row.systems, row.differences, row.higher_is_better, systems, compared),
+        ]
+        if whole:
+            line += [Cell(count(n), sort=n if n is not None else "") for n in (row.rows, row.positives, row.users)]
+            line += [Cell(row.method)]
+        lines.append(line)
+    return Table(caption, columns, lines, heads=2)
+
+
+def know(context: Context, left_out: list[str]) -> Section:
+    """What a reader must know, and what is not here."""
+    section = Section("notes", "What to know")
+    notes = [*context.report.notes, *(f"Data: {warning}" for warning in context.report.data.warnings)]
+    if notes:
+        section.blocks.append(Items(notes))
+    if left_out:
+        names = ", ".join(left_out)
+        section.blocks.append(Prose(f"Not in this report, because there is nothing to show: {names}.", "muted"))
+    return section
