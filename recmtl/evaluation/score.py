@@ -1,7 +1,12 @@
-"""A model's predictions beside the labels, for a whole split. In: model and loader. Out: :class:`Scored`, in NumPy."""
+"""A model's predictions beside the labels, for a whole split. In: model and loader. Out: :class:`Scored`, in NumPy.
+
+The columns are in memory, once, or on disk: :func:`score` with ``spill`` writes them to files as they come, and
+:class:`Scored` then holds memory maps, so that a split may be larger than memory.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from recmtl.errors import RunError
+from recmtl.evaluation.spill import Spill, is_spilled
 from recmtl.group import ONE, Group
 from recmtl.loading import Loader
 from recmtl.model import Model
@@ -37,6 +43,11 @@ class Scored:
     def __len__(self) -> int:
         return self.row.size
 
+    @property
+    def spilled(self) -> bool:
+        """Whether the columns are on disk."""
+        return is_spilled((self.row, *self.predictions.values(), *self.labels.values()))
+
 
 def score(
     model: Model,
@@ -45,6 +56,7 @@ def score(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     group: Group = ONE,
+    spill: Path | None = None,
 ) -> Scored:
     """Predict every row of the loader's split, in its order.
 
@@ -57,11 +69,14 @@ def score(
         device: where the model is.
         progress: shows a bar.
         group: the ranks that share the loader's batches; each gets all rows, in the split's order.
+        spill: a folder for the columns (16 bytes a row and 4 a prediction column, 5 a task); the result holds memory
+            maps of its files, which must stay as long as it is read. One rank alone can have it.
 
     Raises:
         RunError: a prediction is not finite.
     """
-    columns: dict[str, list[NDArray[np.generic]]] = {}
+    assert spill is None or group.size == 1, "a rank has its part of the rows; gathering them needs memory"
+    columns: _Columns = _InMemory(loader.rows) if spill is None else Spill(spill)
     sizes: list[int] = []
     done = 0
     was_training = model.training
@@ -73,20 +88,55 @@ def score(
             for batch in loader.epoch(0):
                 predictions = model.predictions(model(batch.to(device)))
                 for name, values in predictions.items():
-                    columns.setdefault(f"predictions:{name}", []).append(_finite(name, values))
-                for role in ("labels", "observed", "weights"):
+                    columns.append(f"predictions:{name}", _finite(name, values))
+                for role, dtype in _ROLES.items():
                     for name, values in getattr(batch, role).items():
-                        columns.setdefault(f"{role}:{name}", []).append(values.cpu().numpy())
-                columns.setdefault("group", []).append(batch.group.cpu().numpy())
-                columns.setdefault("row", []).append(batch.row.cpu().numpy())
+                        columns.append(f"{role}:{name}", values.cpu().numpy().astype(dtype, copy=False))
+                columns.append("group", batch.group.cpu().numpy().astype(np.int64, copy=False))
+                columns.append("row", batch.row.cpu().numpy().astype(np.int64, copy=False))
                 sizes.append(batch.size)
                 whole = min(loader.batch_size, loader.rows - done)
                 shown.advance(whole)
                 done += whole
     finally:
         model.train(was_training)
+        columns.close()
     order = _order(np.array(sizes, np.int64), group)
-    return _scored(columns, loader, lambda rows: group.gather(rows)[order])
+    return _scored(columns, loader, (lambda rows: group.gather(rows)[order]) if group.size > 1 else lambda rows: rows)
+
+
+_ROLES = {"labels": "float32", "observed": "bool", "weights": "float32"}
+
+
+class _InMemory:
+    """Columns in arrays of the right size from the first rows on, so that no column is held twice."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._whole: dict[str, NDArray[Any]] = {}
+        self._filled: dict[str, int] = {}
+
+    def append(self, column: str, values: NDArray[Any]) -> None:
+        start = self._filled.get(column, 0)
+        if column not in self._whole:
+            self._whole[column] = np.empty(self._rows, values.dtype)
+        self._whole[column][start : start + values.size] = values
+        self._filled[column] = start + values.size
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self._whole)
+
+    def column(self, name: str, dtype: str) -> NDArray[Any]:
+        if name not in self._whole:
+            return np.empty(0, dtype)
+        return self._whole[name][: self._filled[name]]  # a rank has fewer rows than the split
+
+
+_Columns = _InMemory | Spill
 
 
 def _order(sizes: NDArray[np.int64], group: Group) -> NDArray[np.intp] | slice:
@@ -112,19 +162,15 @@ def _finite(name: str, values: torch.Tensor) -> NDArray[np.float32]:
     return array
 
 
-def _scored(
-    columns: Mapping[str, list[NDArray[np.generic]]],
-    loader: Loader,
-    gather: Callable[[NDArray[Any]], NDArray[Any]],
-) -> Scored:
+def _scored(columns: _Columns, loader: Loader, gather: Callable[[NDArray[Any]], NDArray[Any]]) -> Scored:
     def joined(name: str, dtype: str) -> NDArray[Any]:
-        return gather(np.concatenate([np.empty(0, dtype), *columns.get(name, [])]).astype(dtype, copy=False))
+        return gather(columns.column(name, dtype))
 
     def role(prefix: str, names: Iterable[str], dtype: str = "float32") -> dict[str, NDArray[Any]]:
         return {name: joined(f"{prefix}:{name}", dtype) for name in names}
 
     tasks = loader.tasks
-    predicted = [name.removeprefix("predictions:") for name in columns if name.startswith("predictions:")]
+    predicted = [name.removeprefix("predictions:") for name in columns.columns if name.startswith("predictions:")]
     return Scored(
         predictions=role(
             "predictions", predicted or [name for task in tasks for name in tasks.prediction_columns(task)]

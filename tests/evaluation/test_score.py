@@ -112,6 +112,23 @@ def test_a_prediction_that_is_not_finite_stops_it():
         score(Tenth(broken_at=5), Rows())
 
 
+def test_on_disk_as_in_memory(tmp_path):
+    scored, spilled = score(Tenth(), Rows()), score(Tenth(), Rows(), spill=tmp_path / "columns")
+    assert spilled.spilled
+    assert not scored.spilled
+    for role in ("predictions", "labels", "observed", "weights"):
+        one, other = getattr(scored, role), getattr(spilled, role)
+        assert one.keys() == other.keys()
+        for name in one:
+            assert other[name].dtype == one[name].dtype
+            assert (other[name] == one[name]).all()
+            with pytest.raises(ValueError, match="read-only"):
+                other[name][0] = 0
+    assert (spilled.group == scored.group).all()
+    assert (spilled.row == scored.row).all()
+    assert len(score(Tenth(), Rows(rows=0), spill=tmp_path / "nothing")) == 0
+
+
 def test_no_rows():
     scored = score(Tenth(), Rows(rows=0))
     assert len(scored) == 0
