@@ -31,7 +31,7 @@ TASKS = Tasks(
 
 
 def made(rows: int = 12_000, seed: int = 0, slope: float = 1.0, shift: float = 0.0, users: int = 400) -> Scored:
-    """A funnel and its predictions: right ones, but that the logits are stretched by ``slope`` and moved by ``shift``."""
+    """A funnel and its predictions: right ones, but their logits are stretched by ``slope`` and moved by ``shift``."""
     random = np.random.default_rng(seed)
     group = random.integers(0, users, rows)
     taste = random.normal(0, 0.7, users)[group]
