@@ -101,10 +101,10 @@ def ranked(group: NDArray[np.integer], score: NDArray[np.floating]) -> tuple[Int
     """(N,) where the rows are in the lists, and the lists, by rising group and falling score.
 
     Args:
-        group: (N,) which list a row is in.
+        group: (N,) which list a row is in: whole numbers, from 0.
         score: (N,) finite.
     """
-    order = np.lexsort((-score, group))
+    order = _order(group, score)
     sorted_group, sorted_score = group[order], score[order]
     begins = np.append(True, sorted_group[1:] != sorted_group[:-1])[: order.size]
     run_begins = begins.copy()
@@ -202,6 +202,16 @@ def gini(values: FloatArray) -> float | None:
         return None
     rank = np.arange(1, n + 1)
     return float(((2 * rank - n - 1) * np.sort(values)).sum() / (n * total))
+
+
+def _order(group: NDArray[np.integer], score: NDArray[np.floating]) -> NDArray[np.intp]:
+    if score.dtype != np.float32 or not group.size or group.max() >= 2**31:
+        return np.lexsort((-score, group))
+    # Both in one whole number, whose sorting is several times as fast: a float32's bits rise with its size once those
+    # of negative numbers are turned round.
+    bits = (score + np.float32(0)).view(np.int32).astype(np.int64)  # adding 0 makes -0 one
+    rising = np.where(bits < 0, -(2**31) - 1 - bits, bits)
+    return np.argsort((group.astype(np.int64) << 32) - rising)
 
 
 def _sums(values: NDArray[Any], start: Ints) -> FloatArray:
