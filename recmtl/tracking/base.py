@@ -147,9 +147,12 @@ class Tracker(Protocol):
     ) -> None:
         """A dataset that the run read: its hash, where it is from, what it was used for, its rows or other facts."""
 
-    def register(self, package: Path, model: str, alias: str | None) -> RegisteredVersion | None:
+    def register(
+        self, package: Path, model: str, alias: str | None, report: Path | None = None
+    ) -> RegisteredVersion | None:
         """Make the package a version of a registered model and point the alias at it; the same package again is the
-        same version. None from a tracker without a registry.
+        same version. With a report (``report.json``), the version gets its model card and its verdict, and the alias
+        only if that lets it through. None from a tracker without a registry.
 
         Raises:
             NotRegisteredError: the server is away; the wish is kept and ``recmtl tracking sync`` fulfils it.
@@ -191,7 +194,9 @@ class NullTracker:
     ) -> None:
         """Forget."""
 
-    def register(self, package: Path, model: str, alias: str | None) -> RegisteredVersion | None:
+    def register(
+        self, package: Path, model: str, alias: str | None, report: Path | None = None
+    ) -> RegisteredVersion | None:
         """Register nothing."""
         return None
 
@@ -253,7 +258,9 @@ class InMemoryTracker:
         """Keep the digest."""
         self.datasets[name] = digest
 
-    def register(self, package: Path, model: str, alias: str | None) -> RegisteredVersion | None:
+    def register(
+        self, package: Path, model: str, alias: str | None, report: Path | None = None
+    ) -> RegisteredVersion | None:
         """Note the wish and count versions from 1."""
         self.registered.append((package, model, alias))
         return RegisteredVersion(model, sum(1 for _, name, _ in self.registered if name == model), alias)

@@ -183,8 +183,12 @@ class MlflowTracker:
         record = {"kind": "dataset", "name": name, "digest": digest, "source": redact(source), "context": context}
         self._journal.append(record | {"details": dict(details)})
 
-    def register(self, package: Path, model: str, alias: str | None) -> RegisteredVersion | None:
+    def register(
+        self, package: Path, model: str, alias: str | None, report: Path | None = None
+    ) -> RegisteredVersion | None:
         """Register a package that lies in the run's folder; everything told before is sent first.
+
+        A report is copied beside the journal, so that what :func:`sync` registers later is judged by the same one.
 
         Raises:
             NotRegisteredError: the store is away; what to do is in the message.
@@ -192,6 +196,8 @@ class MlflowTracker:
         """
         path = package.resolve().relative_to(self.folder.parent.resolve())
         record = {"kind": "register", "package": str(path), "model": model, "alias": alias}
+        if report is not None:
+            record["report"] = self._kept(report)
         end = self._journal.append(record)
         self._journal.sync()
         self._send(surface=True)
@@ -203,7 +209,19 @@ class MlflowTracker:
                 f"{self.folder.parent}, and `recmtl tracking sync {self.folder.parent}` sends and registers it once "
                 "the store is there"
             )
-        return RegisteredVersion(model, state["registered"][_wish(record)]["version"], alias)
+        done = state["registered"][_wish(record)]
+        return RegisteredVersion(model, done["version"], done["alias"])
+
+    def _kept(self, report: Path) -> str:
+        """A copy under the name of its hash, which later evaluations leave alone; its path in the run's folder."""
+        digest = file_hash(report)
+        kept = self.folder / "reports" / f"{digest}.json"
+        if not kept.is_file():
+            kept.parent.mkdir(exist_ok=True)
+            unfinished = kept.with_suffix(".making")
+            shutil.copyfile(report, unfinished)
+            unfinished.replace(kept)
+        return str(kept.resolve().relative_to(self.folder.parent.resolve()))
 
     def flush(self) -> None:
         """Put the journal on the disk and have the thread send it."""
@@ -459,6 +477,7 @@ class MlflowTracker:
                         record["alias"],
                         uri=self._store,
                         run_id=self.run_id,
+                        report=self.folder.parent / record["report"] if "report" in record else None,
                     )
                 done = self._sent.get(self.uri, self.experiment)["registered"]
                 done[_wish(record)] = {"model": version.name, "version": version.version, "alias": version.alias}
@@ -587,4 +606,5 @@ def _key(name: str) -> str:
 
 def _wish(record: Mapping[str, Any]) -> str:
     """One registration, to recognise it again."""
-    return hashlib.sha256(json.dumps([record["package"], record["model"], record["alias"]]).encode()).hexdigest()[:16]
+    wish = [record["package"], record["model"], record["alias"], *filter(None, [record.get("report")])]
+    return hashlib.sha256(json.dumps(wish).encode()).hexdigest()[:16]

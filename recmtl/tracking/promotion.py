@@ -6,11 +6,10 @@ where they belong, and every move on record: who, when, from, to, why, by which 
 MLflow moves an alias for whoever asks last; it cannot say "if it is still where I saw it". What it does guarantee, by a
 unique key of its database, is that no two versions of a registered model get the same number and that a version comes
 with its tags or not at all. So the moves are the versions of a registered model of their own, NAME.promotions, each a
-copy by reference of the version that it promotes. Their numbers order them totally, each says which was the
-champion's last move when it was asked for, and replaying them decides: of two that saw the same one the first counts
-and the other is void. The
-aliases are a projection of that, repaired by the next command after a crash. Somebody who moves an alias by hand is
-noticed, since the last move was marked as projected: nothing is promoted over that without a word.
+copy by reference of the version that it promotes. Their numbers order them totally, each says which was the champion's
+last move when it was asked for, and replaying them decides: of two that saw the same one, the first counts and the
+other is void. The aliases are a projection of that, repaired by the next command after a crash. Somebody who moves an
+alias by hand is noticed, since the last move was marked as projected: nothing is promoted over that without a word.
 """
 
 import difflib
@@ -455,8 +454,8 @@ def _append(client: Any, name: str, wish: Mapping[str, Any]) -> None:
         client.create_registered_model(
             ledger,
             tags={"recmtl.ledger": name},
-            description=f"Moves of the aliases of {name} by recmtl, in order; each version is a copy of the one that was "
-            f"promoted. Delete none: they say who is the champion. `recmtl history {name}` reads them.",
+            description=f"Moves of the aliases of {name} by recmtl, in order; each version is a copy of the one that "
+            f"was promoted. Delete none: they say who is the champion. `recmtl history {name}` reads them.",
         )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":

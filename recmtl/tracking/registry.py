@@ -13,18 +13,23 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 import recmtl
 from recmtl.errors import NotRegisteredError, RecmtlError, RunError, UserError
+from recmtl.findings import Report, read_report
 from recmtl.manifest import file_hash
 from recmtl.package import Contents, verify_package
 from recmtl.settings import Settings
 from recmtl.tracking.base import RegisteredVersion, redact, store_uri
+from recmtl.tracking.card import model_card
 from recmtl.tracking.client import connect, experiment_id, explain, globally, patiently, quietly
+from recmtl.tracking.gate import GateConfig, verdict_tags
+from recmtl.tracking.promotion import CHAMPION, LEDGER, REPORTS, announce, has_ledger
 
 __all__ = ["RegistryConfig", "register", "requirements", "resolve", "resolved"]
 
@@ -41,13 +46,20 @@ class RegistryConfig(Settings):
     model: str = Field(min_length=1, max_length=200)
     """The registered model's name; made when it does not exist."""
     alias: str | None = "challenger"
-    """Points at the newest version that a run registered; null sets none."""
+    """Points at the newest version that a run registered, with a gate the newest that it lets through; null sets
+    none."""
+    gate: GateConfig | None = None
+    """What a model must pass to become @champion by `recmtl promote`; left out: nothing is judged."""
 
     @field_validator("model")
     @classmethod
     def _a_model_name(cls, name: str) -> str:
         if re.search(r"[/:@\s]", name) or name in (".", ".."):
             raise ValueError(f"{name!r} must hold no slash, colon, at sign or blank: it is named in models:/NAME@ALIAS")
+        if name.endswith(LEDGER):
+            raise ValueError(
+                f"{name!r} must not end in {LEDGER}: the moves of a model's aliases are kept under that name"
+            )
         return name
 
     @field_validator("alias")
@@ -61,6 +73,12 @@ class RegistryConfig(Settings):
             )
         return alias
 
+    @model_validator(mode="after")
+    def _the_gate_moves_the_champion(self) -> "RegistryConfig":
+        if self.gate is not None and self.alias == CHAMPION:
+            raise ValueError("alias: with a gate, `recmtl promote` alone moves @champion; leave it at challenger")
+        return self
+
 
 def register(
     package: Path,
@@ -70,11 +88,12 @@ def register(
     uri: str,
     run_id: str | None = None,
     experiment: str = "recmtl",
+    report: Path | None = None,
 ) -> RegisteredVersion:
     """Make a package a version of a registered model; the same package by the same recmtl is the same version.
 
-    The alias is moved when the version is ready and not before. Whoever asks last has the alias: MLflow offers no
-    compare-and-swap.
+    The alias is moved when the version is ready and not before, and only if the gate (where there is one) lets the
+    version through. Without a gate, whoever asks last has the alias.
 
     Args:
         package: a package's folder.
@@ -83,19 +102,28 @@ def register(
         uri: the store.
         run_id: the MLflow run that trained it.
         experiment: where the model is filed when there is no run.
+        report: the ``report.json`` of its evaluation: kept with the version, which gets a model card for description
+            and the verdict as tags (``recmtl.gate…``). A later report of the same package replaces both.
+
+    Returns:
+        The version, with the alias that it got.
 
     Raises:
-        RunError: the package is damaged, or the registry made nothing of it.
+        RunError: the package is damaged, the report is about another, or the registry made nothing of it.
+        UserError: the registry refuses the name; the alias is @champion, which only ``recmtl promote`` moves by now.
         NotRegisteredError: the store cannot be reached.
     """
     contents = verify_package(package)
+    judged = None if report is None else _judged(report, contents)
     from mlflow.exceptions import MlflowException
 
     uri = store_uri(uri)
     try:
         client = connect(uri)
         with quietly(), patiently(), globally(uri):
-            return _register(client, contents, model, alias, uri=uri, run_id=run_id, experiment=experiment)
+            return _register(
+                client, contents, model, alias, uri=uri, run_id=run_id, experiment=experiment, judged=judged
+            )
     except RecmtlError:
         raise
     except MlflowException as error:
@@ -106,8 +134,41 @@ def register(
         raise NotRegisteredError(f"cannot register on {redact(uri)}: {explain(error)}") from error
 
 
+@dataclass(frozen=True)
+class _JudgedBy:
+    """A report as a file."""
+
+    report: Report
+    path: Path
+    digest: str
+    """SHA-256 of the file."""
+
+
+def _judged(path: Path, contents: Contents) -> _JudgedBy:
+    try:
+        report = read_report(path)
+    except (OSError, ValidationError) as error:
+        raise RunError(
+            f"{path}: this is no report of recmtl's ({str(error).splitlines()[0]}); evaluate again"
+        ) from error
+    about = report.about.models.get("model")
+    if about != contents.digest:
+        raise RunError(
+            f"{path}: this report is about the model {about}, and the package is {contents.digest}; evaluate again"
+        )
+    return _JudgedBy(report, path, file_hash(path))
+
+
 def _register(
-    client: Any, contents: Contents, model: str, alias: str | None, *, uri: str, run_id: str | None, experiment: str
+    client: Any,
+    contents: Contents,
+    model: str,
+    alias: str | None,
+    *,
+    uri: str,
+    run_id: str | None,
+    experiment: str,
+    judged: _JudgedBy | None,
 ) -> RegisteredVersion:
     from mlflow.exceptions import MlflowException
 
@@ -141,9 +202,40 @@ def _register(
         version = client.get_model_version(model, version.version)
     if version.status != "READY":
         raise RunError(f"models:/{model}/{version.version} is {version.status}, not READY: {version.status_message}")
-    if alias is not None:
+    number = int(version.version)
+    if judged is not None:
+        _attach(client, contents, version, judged)
+    decision = "not judged" if judged is None else judged.report.verdict.decision
+    if alias is None or decision == "refuse":
+        return RegisteredVersion(model, number)
+    if judged is not None and decision == "promote":
+        announce(client, model, alias, number, judged.digest)
+    else:
+        if alias == CHAMPION and has_ledger(client, model):
+            raise UserError(
+                f"registry.alias: @champion of {model} is moved by `recmtl promote`, on record in {model}{LEDGER}; "
+                "leave the alias at challenger"
+            )
         client.set_registered_model_alias(model, alias, version.version)
-    return RegisteredVersion(model, int(version.version), alias)
+    return RegisteredVersion(model, number, alias)
+
+
+def _attach(client: Any, contents: Contents, version: Any, judged: _JudgedBy) -> None:
+    """Leave the report, the card and the verdict with a version; the tag that makes the verdict count comes last."""
+    with tempfile.TemporaryDirectory() as temporary:
+        named = Path(shutil.copyfile(judged.path, Path(temporary) / f"{judged.digest}.json"))
+        client.log_model_artifact(version.source.removeprefix("models:/"), str(named), REPORTS)
+    client.update_model_version(version.name, version.version, model_card(judged.report, contents))
+    tags = {
+        **verdict_tags(judged.report),
+        "recmtl.gate.against": judged.report.about.models.get(CHAMPION, "none"),
+        "recmtl.gate.report": judged.digest,
+    }
+    for stale in version.tags:
+        if stale.startswith("recmtl.gate.failed.") and stale not in tags:
+            client.delete_model_version_tag(version.name, version.version, stale)
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, version.version, key, redact(value))
 
 
 def _same(candidates: Any, tags: dict[str, str]) -> Any:
