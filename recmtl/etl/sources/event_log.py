@@ -7,7 +7,8 @@ impression: its keys as ``user_id``, ``item_id``, ``time`` and, where it has the
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, timedelta
+from contextlib import suppress
+from datetime import UTC, date, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,7 +26,21 @@ from recmtl.manifest import Columns
 from recmtl.progress import Progress
 from recmtl.settings import Name, Settings
 
-__all__ = ["EventConfig", "EventLogConfig", "JoinedTableConfig", "LogConfig", "chain", "inputs", "read"]
+__all__ = [
+    "EventConfig",
+    "EventLogConfig",
+    "JoinedTableConfig",
+    "LogConfig",
+    "Reader",
+    "chain",
+    "files_of",
+    "inputs",
+    "known_at",
+    "maturity_of",
+    "one_item_a_request",
+    "read",
+    "with_label",
+]
 
 Canonical = Literal["user", "item", "time", "impression", "request", "value"]
 
@@ -43,6 +58,9 @@ _NAMES = {
 }
 _KEYS: tuple[Canonical, ...] = ("user", "item", "time")
 _IDS: tuple[Canonical, ...] = ("impression", "request")
+DATE = "{date}"
+"""In a path: a date such as 2024-01-31."""
+_ANY_DATE = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 _RESERVED = {IMPRESSION, "impressions", "users", "items", ROW, *_NAMES.values()} - {"value"}
 
 
@@ -50,7 +68,7 @@ class LogConfig(Settings):
     """One log: its files and what its columns are called."""
 
     path: Paths
-    """CSV or Parquet files: a path, a glob pattern, or a list of them."""
+    """CSV or Parquet files: a path, a glob pattern, or a list of them; `{date}` stands for dates as in 2024-01-31."""
     columns: dict[Canonical, str] = {}
     """What the file calls its key columns, where the name is not the usual one (user_id, item_id, time, impression_id,
     request_id) nor given by the source's `columns`. `value`: the column that holds a rating's stars, an order's sum."""
@@ -86,7 +104,7 @@ class JoinedTableConfig(Settings):
     """A table of users or items, joined to the impressions by key."""
 
     path: Paths
-    """CSV or Parquet files: a path, a glob pattern, or a list of them."""
+    """CSV or Parquet files: a path, a glob pattern, or a list of them; with `{date}`, the last date's."""
     key: str | None = None
     """The key's column in the file, where it is neither user_id (item_id) nor what the source's `columns` says."""
     drop: tuple[str, ...] = ()
@@ -170,16 +188,52 @@ def chain(config: EventLogConfig) -> dict[str, tuple[str, timedelta]]:
 
 def inputs(config: EventLogConfig) -> dict[str, Path]:
     """The files of all logs and tables."""
-    return {text: path for files in _files(config).values() for text, path in files.items()}
+    return {text: path for files in files_of(config).values() for text, path in files.items()}
 
 
-def _files(config: EventLogConfig) -> dict[str, dict[str, Path]]:
-    found = {"impressions": find(config.impressions.path, "data.source.impressions.path")}
+def files_of(config: EventLogConfig, day: date | None = None) -> dict[str, dict[str, Path]]:
+    """The files of all logs and tables: log → what the user wrote → path.
+
+    Args:
+        config: the source's own; ``{date}`` in a path stands for any date. Of a log all dates are meant, of a table of
+            users or items the last one.
+        day: of a table, the last one up to this day.
+
+    Raises:
+        UserError: a file that is not there.
+    """
+    found = {"impressions": find(_any_date(config.impressions.path), "data.source.impressions.path")}
     for name, event in config.events.items():
-        found[name] = find(event.path, f"data.source.events.{name}.path")
+        found[name] = find(_any_date(event.path), f"data.source.events.{name}.path")
     for table, joined in (("users", config.users), ("items", config.items)):
         if joined is not None:
-            found[table] = find(joined.path, f"data.source.{table}.path")
+            found[table] = _last(joined.path, day, f"data.source.{table}.path")
+    return found
+
+
+def _any_date(paths: Paths) -> Paths:
+    if isinstance(paths, str):
+        return paths.replace(DATE, _ANY_DATE)
+    return tuple(path.replace(DATE, _ANY_DATE) for path in paths)
+
+
+def _last(paths: Paths, day: date | None, where: str) -> dict[str, Path]:
+    """The files of a table, of which a pattern with a date names one."""
+    found: dict[str, Path] = {}
+    for text in [paths] if isinstance(paths, str) else paths:
+        if DATE not in text:
+            found |= find(text, where)
+            continue
+        before, _, after = text.partition(DATE)
+        dated = {}
+        for name, path in find(f"{before}{_ANY_DATE}{after}", where).items():
+            with suppress(ValueError):
+                dated[date.fromisoformat(name[len(before) : len(before) + len("2024-01-31")])] = (name, path)
+        known = [one for one in dated if day is None or one <= day]
+        if not known:
+            raise UserError(f"{where}: there is no file {text} of {day} or before")
+        name, path = dated[max(known)]
+        found[name] = path
     return found
 
 
@@ -200,8 +254,8 @@ def read(
     Raises:
         UserError: files or columns that are not there, a key that comes twice in a table, names that clash.
     """
-    files = _files(config)
-    reader = _Reader(config, files, work, progress)
+    files = files_of(config)
+    reader = Reader(config, files, work, progress)
     joins = {name: reader.join_columns(name) for name in config.events}
     ids = {column for by in joins.values() for column in by if column in ("impression_id", "request_id")}
     impressions = reader.impressions(ids, labels)
@@ -214,7 +268,7 @@ def read(
         frames = one_type(frames, key)
     for name, by in joins.items():
         if by == ("request_id",):
-            _one_item_a_request(frames["impressions"], name)
+            one_item_a_request(frames["impressions"], name)
 
     follows = {
         name: Follows(after, window, joins[name], reader.value(name)) for name, (after, window) in chain(config).items()
@@ -228,7 +282,7 @@ def read(
     )
     own = reader.own_names(rows.collect_schema().names())
     rows = rows.rename(own)
-    known_at = {name: _known_at(name) for name, event in follows.items() if event.value is not None}
+    given_at = {name: known_at(name) for name, event in follows.items() if event.value is not None}
     latest = frames["impressions"].select(pl.col("time").max()).collect(engine="streaming").item()
     return LabelledLog(
         frame=rows,
@@ -239,9 +293,9 @@ def read(
             request=own.get("request_id", "request_id") if "request_id" in impressions.columns else None,
         ),
         aliases=own,
-        outcomes=frozenset(follows) | frozenset(known_at.values()),
-        maturity=_maturity(follows),
-        known_at=known_at,
+        outcomes=frozenset(follows) | frozenset(given_at.values()),
+        maturity=maturity_of(follows),
+        known_at=given_at,
         observed_until=config.observed_until or (latest and latest.astimezone(UTC)),
         inputs=inputs(config),
         read={name: log.read for name, log in logs.items()},
@@ -256,7 +310,8 @@ def read(
     )
 
 
-def _known_at(name: str) -> str:
+def known_at(name: str) -> str:
+    """The column with the instant at which an event's value became known."""
     return f"{name}:time"
 
 
@@ -272,7 +327,7 @@ def _lost(name: str, log: Ingested, labels: Labels) -> str:
     )
 
 
-def _maturity(follows: Mapping[str, Follows]) -> dict[str, timedelta]:
+def maturity_of(follows: Mapping[str, Follows]) -> dict[str, timedelta]:
     """The windows up to each event added up; an event with a value needs none, because only given values count."""
     total = {IMPRESSION: timedelta(0)}
     for name, event in follows.items():
@@ -280,7 +335,12 @@ def _maturity(follows: Mapping[str, Follows]) -> dict[str, timedelta]:
     return {name: total[name] for name, event in follows.items() if event.value is None}
 
 
-def _one_item_a_request(impressions: pl.LazyFrame, event: str) -> None:
+def one_item_a_request(impressions: pl.LazyFrame, event: str) -> None:
+    """See that a request is enough to find the impression.
+
+    Raises:
+        UserError: it is not.
+    """
     several = (
         impressions.group_by("request_id")
         .agg(pl.col("item_id").n_unique().alias("items"))
@@ -296,7 +356,7 @@ def _one_item_a_request(impressions: pl.LazyFrame, event: str) -> None:
         )
 
 
-class _Reader:
+class Reader:
     """Reads one log after the other as the config says."""
 
     def __init__(
@@ -504,7 +564,7 @@ def _assemble(
         name.removesuffix("s"): [c for c in frame.collect_schema().names() if c not in (ROW, keys[name])]
         for name, frame in joined.items()
     }
-    taken = [*impressions.columns, *labels, *(_known_at(name) for name in labels)]
+    taken = [*impressions.columns, *labels, *(known_at(name) for name in labels)]
     renames = distinct_names(taken, added, "data.source")
     folder = work / "rows"
     folder.mkdir()
@@ -514,7 +574,7 @@ def _assemble(
         inside = pl.col(ROW).is_between(number * size, (number + 1) * size, closed="left")
         block = frames["impressions"].filter(inside)
         for name, found in labels.items():
-            block = _with_label(block, name, found.frame.filter(inside), follows[name])
+            block = with_label(block, name, found.frame.filter(inside), follows[name])
         for name, table in joined.items():
             key = keys[name]
             needed = table.join(frames["impressions"].filter(inside).select(key).unique(), on=key, how="semi")
@@ -524,10 +584,11 @@ def _assemble(
     return pl.scan_parquet(parts, glob=False)
 
 
-def _with_label(rows: pl.LazyFrame, name: str, found: pl.LazyFrame, event: Follows) -> pl.LazyFrame:
+def with_label(rows: pl.LazyFrame, name: str, found: pl.LazyFrame, event: Follows) -> pl.LazyFrame:
+    """The rows with an event's label: its value and when it became known, or 1 where it happened and 0 elsewhere."""
     if event.value is None:
         given = found.select(ROW, pl.lit(1, pl.Int8).alias(name))
         joined = rows.join(given, on=ROW, how="left", maintain_order="left")
         return joined.with_columns(pl.col(name).fill_null(0))
-    given = found.select(ROW, pl.col("value").alias(name), pl.col("time").alias(_known_at(name)))
+    given = found.select(ROW, pl.col("value").alias(name), pl.col("time").alias(known_at(name)))
     return rows.join(given, on=ROW, how="left", maintain_order="left")
