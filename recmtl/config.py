@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from recmtl.balancing import BALANCERS, AnyBalancer
 from recmtl.errors import UserError
 from recmtl.etl.prepare import DataConfig
+from recmtl.evaluation.config import EvaluationConfig
 from recmtl.model import ModelConfig
 from recmtl.schema import Feature, Schema
 from recmtl.settings import Name, Settings
@@ -51,6 +52,8 @@ class RunConfig(Settings):
     """How the tasks' losses, or their gradients, become one step."""
     training: TrainingConfig = TrainingConfig()
     """Optimisers, epochs, device, early stopping, checkpoints."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Intervals, slices, rankings, calibration, drift, guards, and the champion to compare with."""
     tracking: TrackingConfig = TrackingConfig()
     """The MLflow store and experiment."""
     registry: RegistryConfig | None = None
@@ -67,6 +70,10 @@ class RunConfig(Settings):
             conditional = {f"{t.name}_given_{t.parent}" for t in self.tasks if t.parent is not None}
             names = {name: None for name in monitored if name not in conditional}
             _known_tasks("training.early_stopping.monitor", names, tasks)
+        if self.evaluation.calibration is not None:
+            self.evaluation.calibration.check(tasks)
+        if self.registry is not None and self.registry.gate is not None:
+            self.registry.gate.check(tasks)
         return self
 
     @property
