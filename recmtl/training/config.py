@@ -93,6 +93,10 @@ class TrainingConfig(Settings):
     """How both learning rates change; sparse.schedule and dense.schedule replace it."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Scale the dense gradient down to this norm where it is larger; by default never. Tables are not clipped."""
+    warm_start: str | None = None
+    """Begin at another model's values instead of initial ones: a package's or a run's folder, models:/NAME@ALIAS, or
+    `champion`, the registered model's (recmtl.training.warm says what is carried). Optimisers begin anew. By default
+    the model begins at initial values."""
     seed: int = Field(default=1, ge=0)
     """Of initial values, the order of rows, dropout and balancers that draw."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
