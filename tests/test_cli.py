@@ -197,6 +197,15 @@ def test_predict_takes_rows_as_the_shop_calls_their_columns(here: Path, recmtl: 
     kept = ("--keep", "campaign", "--overwrite")
     assert recmtl("predict", "--model", "runs/shop", "--input", "tomorrow.csv", "--output", "scores", *kept).code == 0
     assert "campaign" in pl.read_parquet(here / "scores" / "*.parquet").columns
+    best = ("--top-k", "1", "--score", "click", "--by", "campaign", "--columns", "click", "--overwrite")
+    said = recmtl("predict", "--model", "runs/shop", "--input", "tomorrow.csv", "--output", "scores", *best)
+    assert said.code == 0, said.err
+    best_rows = pl.read_parquet(here / "scores" / "*.parquet")
+    assert f"2 rows scored, the best {best_rows.height} kept: scores" in said.out
+    assert best_rows["rank"].to_list() == [1] * best_rows["campaign"].n_unique()
+    said = recmtl("predict", "--model", "runs/shop", "--input", "tomorrow.csv", "--output", "p", "--top-k", "1")
+    assert said.code == 2
+    assert "no fused score" in said.error
 
 
 def test_predict_with_a_config_scores_its_test_rows(here: Path, recmtl: Run) -> None:

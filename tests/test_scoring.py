@@ -1,5 +1,10 @@
-"""Scoring files: parts, CSV as Parquet, mistakes named, nothing lost."""
+"""Scoring files: parts, CSV as Parquet, the same bytes by any number of processes, resumed after a kill, the best k."""
 
+import hashlib
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +13,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from recmtl.errors import UserError
+from recmtl.errors import RunError, UserError
 from recmtl.package import Package, load_package
 from recmtl.progress import Silent
 from recmtl.scoring import predict_files
@@ -147,3 +152,241 @@ def test_what_is_there_is_not_lost(package: Package, tmp_path: Path) -> None:
     (out / "thesis.doc").write_text("years of work")
     with pytest.raises(UserError, match=r"replaces predictions alone, but thesis\.doc lies there"):
         predict_files(package, str(source), out, overwrite=True, progress=Silent())
+
+
+# The same bytes, by any number of processes and after a kill
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3,000 rows in two Parquet files of small row groups; many users have many rows, and some rows are equal."""
+    folder = tmp_path_factory.mktemp("many")
+    draws = np.random.default_rng(5)
+    n = 3000
+    rows = pl.DataFrame(
+        {
+            "user_id": [None if user == 40 else int(user) for user in draws.integers(0, 41, n)],
+            "item_id": draws.choice(["a", "b", "c", "d"], n),
+            "price": draws.normal(size=n).round(1),
+            "age": draws.integers(18, 22, n),
+            "note": np.arange(n),
+        }
+    )
+    rows.head(1700).write_parquet(folder / "a.parquet", row_group_size=100)
+    rows.tail(1300).write_parquet(folder / "b.parquet", row_group_size=130)
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def score(package: Package, many: Path, out: Path, **options: Any) -> Any:
+    given = {"batch_rows": 64, "rows_per_part": 500, "extra_keys": ["note"], "progress": Silent(), **options}
+    return predict_files(package, str(many / "*.parquet"), out, **given)
+
+
+@pytest.mark.parametrize("top", [{}, {"top_k": 3, "score": "click"}])
+def test_the_bytes_depend_on_no_number_of_processes_or_threads(
+    package: Package, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top: dict[str, Any]
+) -> None:
+    one = score(package, many, tmp_path / "one", **top)
+    assert one.rows == 3000
+    assert score(package, many, tmp_path / "two", workers=2, **top).kept == one.kept
+    monkeypatch.setattr("recmtl.scoring.files.cores", lambda: 7)
+    score(package, many, tmp_path / "threads", **top)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two") == digests(tmp_path / "threads")
+    if not top:
+        frame = pl.read_parquet(tmp_path / "one" / "*.parquet")
+        assert frame["note"].to_list() == list(range(3000))
+        raw = pl.read_parquet(many / "*.parquet")
+        np.testing.assert_allclose(frame["click"], package.predict(raw)["click"], rtol=1e-6, atol=1e-7)
+
+
+KILLED = """
+import os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+from recmtl.package import load_package
+from recmtl.progress import Silent
+from recmtl.scoring import predict_files
+
+class Deadly(Silent):
+    def say(self, text): print(text)
+    @contextmanager
+    def bar(self, title, total, unit="rows", done=0):
+        left = int(sys.argv[4])
+        class Bar:
+            def advance(self, amount=1):
+                nonlocal left
+                left -= amount
+                if left <= 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            def note(self, text): ...
+        print(f"{title} {done} of {total}")
+        yield Bar()
+
+predict_files(load_package(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3]), batch_rows=64, rows_per_part=500,
+    extra_keys=["note"], top_k=3, score="click", workers=int(sys.argv[5]), progress=Deadly())
+"""
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_in_the_middle_the_same_call_goes_on(
+    package: Package, saved: Path, many: Path, tmp_path: Path, workers: int
+) -> None:
+    def start(dies_after: int) -> "subprocess.CompletedProcess[str]":
+        given = [str(saved), str(many / "*.parquet"), str(tmp_path / "out"), str(dies_after), str(workers)]
+        return subprocess.run(
+            [sys.executable, "-u", "-c", KILLED, *given], capture_output=True, text=True, timeout=100, check=False
+        )
+
+    first = start(1700)
+    assert first.returncode == -signal.SIGKILL, first.stderr
+    assert not (tmp_path / "out").exists()
+    work = tmp_path / ".out.predicting"
+    before = {path.name: path.stat().st_mtime_ns for path in (work / "scored").glob("part-*")}
+    assert len(before) >= 1
+    unfinished = work / "scored" / ".part-00001.parquet.1.tmp"
+    unfinished.write_bytes(b"PAR1 and no more")
+    second = start(10**9)
+    assert second.returncode == 0, second.stderr
+    assert f"going on: {len(before)} of 6 parts are scored already" in second.stdout
+    score(package, many, tmp_path / "whole", top_k=3, score="click")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert not work.exists()
+
+
+def test_another_job_begins_anew(package: Package, many: Path, tmp_path: Path) -> None:
+    def interrupted(out: Path, **options: Any) -> None:
+        class Interrupts(Silent):
+            def bar(self, title: str, total: int | None, unit: str = "rows", done: int = 0) -> Any:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            score(package, many, out, progress=Interrupts(), **options)
+
+    out = tmp_path / "out"
+    scored = tmp_path / ".out.predicting" / "scored"
+    interrupted(out)
+    (scored / "part-00000.parquet").write_bytes(b"of the job before")
+    interrupted(out)
+    assert (scored / "part-00000.parquet").exists()  # the same call takes it for its own
+    interrupted(out, columns=["click"])
+    assert not (scored / "part-00000.parquet").exists()
+    (scored / "part-00000.parquet").write_bytes(b"of the job before")
+    os.utime(many / "a.parquet")
+    done = score(package, many, out, columns=["click"])
+    assert done.columns == ("user_id", "item_id", "note", "click")
+    assert pl.read_parquet(out / "*.parquet").height == 3000
+
+
+def test_a_process_that_is_killed_is_named_and_nothing_is_lost(
+    package: Package, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "from recmtl.scoring import pieces, workers\nimport os\nwrite = pieces.write_part\n"
+    program += "def die(path, *rest, **more):\n    write(path, *rest, **more)\n    os.kill(os.getpid(), 9)\n"
+    program += "pieces.write_part = die\nworkers.work()"
+    with monkeypatch.context() as patch:
+        patch.setattr("recmtl.scoring.workers._PROGRAM", program)
+        with pytest.raises(RunError, match="a scoring process was killed by signal 9"):
+            score(package, many, tmp_path / "out", workers=2)
+    assert any((tmp_path / ".out.predicting" / "scored").iterdir())
+    assert score(package, many, tmp_path / "out", workers=2).rows == 3000
+
+
+def test_a_process_tells_the_users_mistake(package: Package, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        pl.DataFrame({"user_id": [1], "age": [[1]]}).write_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(UserError, match=r"[ab]\.parquet: features\.age"):
+        predict_files(
+            package, str(tmp_path / "*.parquet"), tmp_path / "out", workers=2, rows_per_part=1, progress=Silent()
+        )
+    assert not (tmp_path / ".out.predicting").exists()
+
+
+def test_two_at_once_are_refused(package: Package, many: Path, tmp_path: Path) -> None:
+    class Twice(Silent):
+        def bar(self, title: str, total: int | None, unit: str = "rows", done: int = 0) -> Any:
+            with pytest.raises(UserError, match="another process is scoring into this folder"):
+                score(package, many, tmp_path / "out")
+            return super().bar(title, total, unit, done)
+
+    assert score(package, many, tmp_path / "out", progress=Twice()).rows == 3000
+
+
+# The best k
+
+
+def plainly(frame: pl.DataFrame, k: int, by: str, score: str) -> list[tuple[Any, ...]]:
+    """The k best by a loop: (group, note, rank)."""
+    groups: dict[Any, list[Any]] = {}
+    for row in frame.iter_rows(named=True):
+        if row[by] is not None:
+            groups.setdefault(row[by], []).append(row)
+    found = []
+    for group in sorted(groups):
+        rows = sorted(groups[group], key=lambda row: (-row[score], row["item_id"], row["note"]))
+        found += [(group, row["note"], rank) for rank, row in enumerate(rows[:k], start=1)]
+    return found
+
+
+@pytest.mark.parametrize(("by", "column"), [("user", "user_id"), ("item_id", "item_id"), ("age", "age")])
+@pytest.mark.parametrize("rows_per_part", [100, 500, 10_000])
+def test_the_best_of_each_group(
+    package: Package, many: Path, tmp_path: Path, by: str, column: str, rows_per_part: int
+) -> None:
+    score(package, many, tmp_path / "all", extra_keys=["note", "age"])
+    done = score(package, many, tmp_path / "out", top_k=4, by=by, score="purchase", rows_per_part=rows_per_part)
+    parts = [pl.read_parquet(path) for path in sorted(done.folder.iterdir())]
+    frame = pl.concat(parts)
+    everything = pl.read_parquet(tmp_path / "all" / "*.parquet")
+    assert frame.select(column, "note", "rank").rows() == plainly(everything, 4, column, "purchase")
+    assert done.kept == frame.height
+    assert done.rows == 3000
+    assert frame.schema["rank"] == pl.Int32
+    if rows_per_part == 100 and by == "user":
+        assert len(parts) > 1
+
+
+def test_a_fused_score_is_what_a_top_k_sorts_by(
+    package: Package, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Package.predict
+
+    def fused(self: Package, frame: pl.DataFrame, **arguments: Any) -> pl.DataFrame:
+        return plain(self, frame, **arguments).with_columns((-pl.col("click")).alias("score"))
+
+    monkeypatch.setattr(Package, "predict", fused)
+    score(package, many, tmp_path / "out", top_k=1, columns=["stars"])
+    frame = pl.read_parquet(tmp_path / "out" / "*.parquet")
+    assert frame.columns == ["user_id", "item_id", "note", "stars", "score", "rank"]
+    lowest = -plain(package, pl.read_parquet(many / "*.parquet").filter(pl.col("user_id") == 0))["click"].min()
+    assert frame["score"][0] == pytest.approx(lowest, rel=1e-5)
+
+
+def test_mistakes_about_the_best(package: Package, many: Path, tmp_path: Path) -> None:
+    def wrong(match: str, **options: Any) -> None:
+        with pytest.raises(UserError, match=match):
+            score(package, many, tmp_path / "out", **options)
+
+    wrong("no fused score .* name the prediction to sort by with --score: click, purchase", top_k=3)
+    wrong("--score nope: the package predicts click", top_k=3, score="nope")
+    wrong("--top-k 0: one row or more", top_k=0, score="click")
+    wrong("--by request: the model's training data had no request key", top_k=3, score="click", by="request")
+    wrong("there is no column nope to keep", top_k=3, score="click", by="nope")
+    wrong("--columns nope: the package predicts click", columns=["nope"])
+    wrong("--workers 0", workers=0)
+    pl.DataFrame({"user_id": ["x"], "age": [2], "rank": [1]}).write_parquet(tmp_path / "c.parquet")
+    files = [str(many / "a.parquet"), str(tmp_path / "c.parquet")]
+    for given, match in (
+        (files, "column 'item_id' is String in .*a.parquet and absent in .*c.parquet"),
+        (files[::-1], "column 'item_id' is absent in .*c.parquet and String in .*a.parquet"),
+    ):
+        with pytest.raises(UserError, match=match):
+            predict_files(package, given, tmp_path / "out", top_k=1, score="click", progress=Silent())
+    with pytest.raises(UserError, match="column rank is called like a prediction"):
+        predict_files(
+            package, files[1], tmp_path / "out", extra_keys=["rank"], top_k=1, score="click", progress=Silent()
+        )
+    assert not list(tmp_path.glob(".*"))

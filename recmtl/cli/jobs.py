@@ -142,10 +142,28 @@ def predict(
     keep: Annotated[
         list[str] | None, typer.Option("--keep", metavar="COLUMN", help="Copy this column beside the predictions.")
     ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--columns", metavar="NAME", help="Write this prediction alone; may be given several times."),
+    ] = None,
+    calibrated: Annotated[bool, typer.Option("--calibrated", help="Apply the calibration in the package.")] = False,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="K", help="Keep the K best rows of each group, with their rank.")
+    ] = None,
+    by: Annotated[
+        str, typer.Option("--by", metavar="KEY", help="With --top-k: user, request or a column; a group's key.")
+    ] = "user",
+    score: Annotated[
+        str | None,
+        typer.Option("--score", metavar="NAME", help="With --top-k: the prediction to sort by, else the fused score."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", help="Score in N processes; each holds the model.")
+    ] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that are there.")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Score rows with a model, in batches: one column per task, beside the rows' keys."""
+    """Score rows with a model: one column per task, beside the rows' keys. Killed, the same command goes on."""
     alone("predict")
     from recmtl import stages
 
@@ -157,11 +175,18 @@ def predict(
         inputs=inputs or (),
         output=output,
         keep=keep or (),
+        columns=columns or (),
+        calibrated=calibrated,
+        top_k=top_k,
+        by=by,
+        score=score,
+        workers=workers,
         overwrite=overwrite,
         tracking_uri=tracking_uri,
         progress=progress(),
     )
-    Console(soft_wrap=True, highlight=False).print(f"{scored.rows:,} rows scored: {scored.folder}")
+    kept = "" if top_k is None else f", the best {scored.kept:,} kept"
+    Console(soft_wrap=True, highlight=False).print(f"{scored.rows:,} rows scored{kept}: {scored.folder}")
 
 
 def _launch(

@@ -1,4 +1,4 @@
-"""Raw rows scored in batches by a model that was trained here or elsewhere."""
+"""Raw rows scored by a model that was trained here or elsewhere: all of them, or the best of each group."""
 
 import tempfile
 from collections.abc import Sequence
@@ -24,11 +24,17 @@ def predict(
     inputs: Sequence[str] = (),
     output: Path | None = None,
     keep: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    calibrated: bool = False,
+    top_k: int | None = None,
+    by: str = "user",
+    score: str | None = None,
+    workers: int = 1,
     overwrite: bool = False,
     tracking_uri: str | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
-    """Score raw rows in batches.
+    """Score raw rows. Killed in the middle, the same call goes on (:func:`recmtl.scoring.predict_files`).
 
     Args:
         config: take its own run's model, and by default its test rows.
@@ -36,12 +42,19 @@ def predict(
         inputs: Parquet or CSV files, or glob patterns.
         output: where the predictions go; by default ``predictions/`` in the config's run folder.
         keep: columns to copy beside the predictions and the keys.
+        columns: the predictions to write; all by default.
+        calibrated: write calibrated predictions.
+        top_k: keep so many rows of each group, those of the highest score, with their rank.
+        by: what a group is: ``user``, ``request``, or a column of the inputs.
+        score: the prediction that orders a group; by default the fused score.
+        workers: processes that score.
         overwrite: replace predictions that are there.
         tracking_uri: the store of a URI.
         progress: where to show it; nowhere by default.
 
     Raises:
         UserError: no such model or input, or a column that cannot be what the model's schema says.
+        RunError: a process was killed; the same call goes on.
     """
     progress = progress or Silent()
     if config is None:
@@ -63,12 +76,23 @@ def predict(
     with resolved(model, tracking_uri) as folder:
         package = load_package(folder)
         for name, file in files.items():
-            columns = header(file, "--input")
-            absent = [column for column in package.schema.columns if column not in columns]
+            there = header(file, "--input")
+            absent = [column for column in package.schema.columns if column not in there]
             if 0 < len(absent) < len(package.schema.columns):  # of all, the package says that itself
                 progress.warn(f"{name}: it has no column {', '.join(absent)}; scored as missing in every row")
         return predict_files(
-            package, list(files), output, extra_keys=tuple(keep), overwrite=overwrite, progress=progress
+            package,
+            list(files),
+            output,
+            extra_keys=tuple(keep),
+            columns=tuple(columns),
+            calibrated=calibrated,
+            top_k=top_k,
+            by=by,
+            score=score,
+            workers=workers,
+            overwrite=overwrite,
+            progress=progress,
         )
 
 

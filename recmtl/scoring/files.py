@@ -1,0 +1,324 @@
+"""The whole job: inputs looked at, pieces scored that are not scored yet, the output put in its place.
+
+In: a package, input files, an output folder. Out: the folder, whole. Meanwhile everything lies in a hidden folder
+beside it, ``.NAME.predicting``, with a ``state.json`` that says of which package, inputs and options it is::
+
+    text/00000/       a CSV as Parquet
+    scored/           a part for every piece that is done
+    ranked/           with a top k: parts of the output that are done
+
+The same call after a kill finds that and goes on; a call for anything else begins anew. An input is known by its path,
+size and time of change.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+import recmtl
+from recmtl.errors import RunError, UserError
+from recmtl.etl.files import find
+from recmtl.package import Package, verify_package
+from recmtl.progress import Progress
+from recmtl.scoring.inputs import Piece, Source, cut, look_at
+from recmtl.scoring.pieces import Job, Scorer, cores, part_name, write_part
+from recmtl.scoring.ranking import RANK, TopK, cuts, ranked, stretch
+from recmtl.scoring.workers import score_in_processes
+
+__all__ = ["Predictions", "predict_files"]
+
+_FORMAT = 1
+SCORE = "score"
+"""The fused score, in the predictions of a package that has one."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What :func:`predict_files` wrote."""
+
+    folder: Path
+    rows: int
+    """Rows scored."""
+    columns: tuple[str, ...]
+    """Of the first part: keys, kept columns, predictions."""
+    kept: int = -1
+    """Rows written: with a top k fewer than were scored."""
+
+
+def predict_files(
+    package: Package,
+    inputs: str | Sequence[str],
+    output: Path,
+    *,
+    extra_keys: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    calibrated: bool = False,
+    top_k: int | None = None,
+    by: str = "user",
+    score: str | None = None,
+    workers: int = 1,
+    overwrite: bool = False,
+    batch_rows: int = 16384,
+    rows_per_part: int = 262_144,
+    progress: Progress,
+) -> Predictions:
+    """Score Parquet or CSV files, a batch at a time, into ``output/part-00000.parquet`` and so on.
+
+    Each part holds, row for row and in the order of the inputs, the key columns that the input has (user, item,
+    time and request as the training data called them), the columns in ``extra_keys``, and the predictions. Keys of
+    a CSV are Int64 where all of a file's are whole numbers, else text as it stands.
+
+    With ``top_k`` the output holds each group's rows of highest score alone, sorted by group and falling score through
+    all parts, and :data:`recmtl.scoring.ranking.RANK`.
+
+    Args:
+        package: the model.
+        inputs: paths and glob patterns.
+        output: a folder; made whole or not at all.
+        extra_keys: more columns to copy.
+        columns: the predictions to write; by default all. The score of a top k is always written.
+        calibrated: write calibrated predictions.
+        top_k: rows of each group to keep; None keeps all rows.
+        by: what a group is: ``user`` and ``request`` for the package's key, or a column of the inputs.
+        score: the prediction that orders a group; by default the package's fused score.
+        workers: processes. One uses all cores, by threads; more help where Python is what takes the time, and each
+            holds the package.
+        overwrite: replace predictions that are there.
+        batch_rows: rows scored at a time, by a thread.
+        rows_per_part: rows after which a new part begins, at the end of an input's row group.
+        progress: shows rows.
+
+    Raises:
+        UserError: no such input; a column in ``extra_keys`` that an input lacks, or that is called like a prediction;
+            no such prediction, group or score; rows that cannot be what the schema says (with the file); an output
+            that is not empty.
+        RunError: a process was killed, or a file is damaged. What is done is kept for the same call.
+    """
+    if workers < 1:
+        raise UserError(f"--workers {workers}: one process or more")
+    files = find(inputs, "--input")
+    _check_output(output, files, overwrite)
+    if workers > 1:
+        _require_saved(package)
+    top = None if top_k is None else _top(package, top_k, by, score, calibrated)
+    written = _predictions(package, columns, top, calibrated)
+    keep = list(dict.fromkeys([*extra_keys, *([] if top is None else [top.by])]))
+    state = {
+        "format": _FORMAT,
+        "recmtl": recmtl.__version__,
+        "package": package.contents.digest,
+        "inputs": [_identity(path) for path in files.values()],
+        "options": {
+            "keep": keep,
+            "columns": written,
+            "calibrated": calibrated,
+            "top": None if top is None else top.model_dump(),
+            "batch_rows": batch_rows,
+            "rows_per_part": rows_per_part,
+            "device": package.device.type,
+        },
+    }
+    place = output.absolute()
+    work = place.with_name(f".{place.name}.predicting")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    work.mkdir(exist_ok=True)
+    lock = FileLock(work / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"--output {output}: another process is scoring into this folder") from error
+    try:
+        _begin(work, state, progress)
+        taken = [*_available(package, calibrated), *([] if top is None else [RANK])]
+        sources = look_at(package, files, keep, taken, work / "text", progress)
+        if top is not None:
+            _require_same(sources, top)
+            top = top.model_copy(update={"item": _item(package, sources)})
+        job = Job(
+            package=package.contents.folder.absolute(),
+            digest=package.contents.digest,
+            device=str(package.device),
+            sources=tuple(sources),
+            folder=work / "scored",
+            columns=tuple(written),
+            calibrated=calibrated,
+            top=top,
+            batch_rows=batch_rows,
+        )
+        pieces = cut(sources, rows_per_part)
+        _score(package, job, pieces, workers, progress)
+        done = job.folder if top is None else _rank(job, top, pieces, rows_per_part, work / "ranked", progress)
+        first = tuple(pq.read_schema(done / part_name(0)).names)
+        kept = sum(pq.read_metadata(path).num_rows for path in done.glob("part-*.parquet"))
+        _put(done, place)
+        shutil.rmtree(work)
+        return Predictions(output, sum(piece.rows for piece in pieces), first, kept)
+    except UserError:
+        shutil.rmtree(work, ignore_errors=True)  # it would fail so again
+        raise
+    finally:
+        lock.release()
+
+
+def _score(package: Package, job: Job, pieces: Sequence[Piece], workers: int, progress: Progress) -> None:
+    """Score the pieces that have no part yet."""
+    job.folder.mkdir(exist_ok=True)
+    for leftover in job.folder.glob(".*.tmp"):
+        leftover.unlink()
+    left = [piece for piece in pieces if not (job.folder / part_name(piece.number)).exists()]
+    total = sum(piece.rows for piece in pieces)
+    done = total - sum(piece.rows for piece in left)
+    if done:
+        progress.say(f"going on: {len(pieces) - len(left)} of {len(pieces)} parts are scored already")
+    with progress.bar("predicting", total, "rows", done=done) as bar:
+        if workers > 1 and len(left) > 1:
+            score_in_processes(job, left, workers, bar.advance)
+        else:
+            scorer = Scorer(package, job, cores())
+            for piece in left:
+                scorer.write(piece, bar.advance)
+
+
+def _rank(job: Job, top: TopK, pieces: Sequence[Piece], rows_per_part: int, folder: Path, progress: Progress) -> Path:
+    """Parts of the output from the best rows of all pieces."""
+    folder.mkdir(exist_ok=True)
+    scored = [job.folder / part_name(piece.number) for piece in pieces]
+    between = cuts(scored, top, rows_per_part)
+    with progress.bar("ranking", len(between) + 1, "parts") as bar:
+        for number in range(len(between) + 1):
+            path = folder / part_name(number)
+            if not path.exists():
+                write_part(path, [ranked(stretch(scored, top, between, number), top)])
+            bar.advance()
+    return folder
+
+
+def _top(package: Package, k: int, by: str, score: str | None, calibrated: bool) -> TopK:
+    if k < 1:
+        raise UserError(f"--top-k {k}: one row or more")
+    there = _available(package, calibrated)
+    if score is None and SCORE not in there:
+        raise UserError(
+            "--top-k: this package has no fused score (`recmtl fuse` gives it one); "
+            f"name the prediction to sort by with --score: {', '.join(there)}"
+        )
+    score = score or SCORE
+    if score not in there:
+        raise UserError(f"--score {score}: the package predicts {', '.join(there)}")
+    keys = package.contents.columns
+    named = {"user": keys.user, "request": keys.request}
+    if by in named and named[by] is None:
+        raise UserError(f"--by {by}: the model's training data had no {by} key; name a column of the inputs")
+    return TopK(k=k, by=named.get(by) or by, score=score)
+
+
+def _predictions(package: Package, columns: Sequence[str], top: TopK | None, calibrated: bool) -> list[str]:
+    there = _available(package, calibrated)
+    strange = [column for column in columns if column not in there]
+    if strange:
+        raise UserError(f"--columns {', '.join(strange)}: the package predicts {', '.join(there)}")
+    wanted = {*(columns or there), *([] if top is None else [top.score])}
+    return [column for column in there if column in wanted]
+
+
+def _available(package: Package, calibrated: bool) -> list[str]:
+    arguments = {"calibrated": True} if calibrated else {}
+    return package.predict(pl.DataFrame(), **arguments).columns
+
+
+def _item(package: Package, sources: Sequence[Source]) -> str | None:
+    item = package.contents.columns.item
+    return item if item is not None and all(item in source.copied for source in sources) else None
+
+
+def _require_same(sources: Sequence[Source], top: TopK) -> None:
+    """The rows of all inputs are sorted together, so what is copied must be the same in all."""
+    first = _types(sources[0])
+    for source in sources[1:]:
+        theirs = _types(source)
+        for name in sorted({*first, *theirs}):
+            if first.get(name) != theirs.get(name):
+                raise UserError(
+                    f"--top-k: column {name!r} is {first.get(name, 'absent')} in {sources[0].name} and "
+                    f"{theirs.get(name, 'absent')} in {source.name}; write it with one type"
+                )
+
+
+def _types(source: Source) -> dict[str, str]:
+    schema = pl.scan_parquet(source.path, glob=False).collect_schema()
+    return {name: "Int64" if name in source.whole else str(schema[name]) for name in source.copied}
+
+
+def _require_saved(package: Package) -> None:
+    try:
+        saved = verify_package(package.contents.folder).digest
+    except (UserError, RunError) as error:
+        raise UserError(f"--workers: several processes need the package as a folder ({error})") from error
+    if saved != package.contents.digest:
+        raise UserError(f"--workers: the package in {package.contents.folder} is another by now")
+
+
+def _identity(path: Path) -> list[str | int]:
+    about = path.stat()
+    return [str(path.resolve()), about.st_size, about.st_mtime_ns]
+
+
+def _begin(work: Path, state: Mapping[str, object], progress: Progress) -> None:
+    """Keep what an interrupted job of the same kind left, or remove what another left."""
+    path = work / "state.json"
+    text = json.dumps(state, indent=2)
+    if path.is_file() and path.read_text() == text:
+        return
+    for old in work.iterdir():
+        if old.is_dir():
+            shutil.rmtree(old)
+        elif old.name != "lock":
+            if old == path:
+                progress.say("what was scored before is of another model, other inputs or options: begun anew")
+            old.unlink()
+    for name in ("text", "scored", "ranked"):
+        (work / name).mkdir()
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(text)
+    unfinished.rename(path)
+
+
+def _check_output(output: Path, files: Mapping[str, Path], overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: this is a file; name a folder")
+    there = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    if there and not overwrite:
+        raise UserError(f"--output {output}: this folder is not empty; name another, or --overwrite to replace it")
+    # An input among what --overwrite removes would be lost before it is read.
+    foreign = [name for name in there if not re.fullmatch(r"part-\d{5,}\.parquet", name)]
+    if foreign:
+        raise UserError(
+            f"--output {output}: --overwrite replaces predictions alone, but {foreign[0]} lies there; "
+            "name another folder"
+        )
+    for name, path in files.items():
+        if path.resolve().is_relative_to(output.resolve()):
+            raise UserError(f"--output {output}: the input {name} lies in it; name another folder")
+
+
+def _put(done: Path, output: Path) -> None:
+    """Rename a finished folder to the output; what was there goes only when the new one is in its place."""
+    for stray in done.iterdir():
+        if not re.fullmatch(r"part-\d{5,}\.parquet", stray.name):
+            stray.unlink()
+    old = done.with_name("replaced")
+    if old.exists():
+        shutil.rmtree(old)
+    if output.exists():
+        output.rename(old)
+    done.rename(output)
+    with suppress(OSError):
+        shutil.rmtree(old)

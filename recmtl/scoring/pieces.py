@@ -1,0 +1,154 @@
+"""One piece of the inputs to one Parquet part, which appears whole.
+
+In: a :class:`recmtl.scoring.inputs.Piece`. Out: ``part-00000.parquet`` in the working folder. A thread takes a batch
+from encoding to predictions by itself; torch's own threads are off meanwhile. That gives the same bits on any number of
+threads, and is faster: batches share nothing, and the operators of one are too small to be divided well.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import torch
+
+from recmtl.errors import UserError
+from recmtl.package import Package
+from recmtl.scoring.inputs import Piece, Source, frames
+from recmtl.scoring.ranking import TopK, best
+from recmtl.settings import Settings
+
+__all__ = ["Job", "Scorer", "cores", "part_name", "write_part"]
+
+_GROUP_ROWS = 65536
+"""Rows of a row group of the output: what a reader takes at once."""
+_SORTED_GROUP_ROWS = 8192
+"""The same where a reader looks for stretches of keys."""
+
+
+class Job(Settings):
+    """What is done to every piece."""
+
+    package: Path
+    """The package's folder."""
+    digest: str
+    """And its digest, which a process that loads it compares."""
+    device: str
+    sources: tuple[Source, ...]
+    folder: Path
+    """Where the parts go."""
+    columns: tuple[str, ...]
+    """The predictions to write."""
+    calibrated: bool
+    """Whether the package's calibration is applied."""
+    top: TopK | None
+    """Keep each group's best rows alone."""
+    batch_rows: int
+
+
+class Scorer:
+    """Scores pieces, one after the other.
+
+    Args:
+        package: the model.
+        job: what to do.
+        threads: how many batches are scored at a time.
+    """
+
+    def __init__(self, package: Package, job: Job, threads: int) -> None:
+        self._package, self._job, self._threads = package, job, threads
+        self._arguments = {"calibrated": True} if job.calibrated else {}
+
+    def write(self, piece: Piece, done: Callable[[int], None]) -> None:
+        """Score a piece and write its part; ``done`` hears of every batch's rows.
+
+        Raises:
+            UserError: rows that cannot be what the schema says, with their file.
+            RunError: a file has gone or is damaged.
+        """
+        rows = _grouped(self._scored(piece, done), _GROUP_ROWS)
+        path = self._job.folder / part_name(piece.number)
+        if self._job.top is None:
+            write_part(path, rows)
+        else:
+            kept = best(pl.concat(list(rows)), self._job.top)
+            write_part(path, [kept], row_group_rows=_SORTED_GROUP_ROWS)
+
+    def _scored(self, piece: Piece, done: Callable[[int], None]) -> Iterator[pl.DataFrame]:
+        """Keys and predictions, batch by batch, in order."""
+        batches = frames(self._package, self._job.sources, piece, self._job.batch_rows)
+        waiting: deque[Future[pl.DataFrame]] = deque()
+        with _one_thread_each(), ThreadPoolExecutor(self._threads, "recmtl-scoring") as pool:
+            try:
+                waiting.extend(pool.submit(self._score, *batch) for batch in islice(batches, self._threads + 1))
+                while waiting:
+                    frame = waiting.popleft().result()
+                    waiting.extend(pool.submit(self._score, *batch) for batch in islice(batches, 1))
+                    done(frame.height)
+                    yield frame
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _score(self, name: str, copied: pl.DataFrame, features: pl.DataFrame) -> pl.DataFrame:
+        try:
+            predictions = self._package.predict(features, batch_rows=max(features.height, 1), **self._arguments)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+        predictions = predictions.select(self._job.columns)
+        return copied.hstack(predictions) if copied.width else predictions
+
+
+def part_name(number: int) -> str:
+    """The file of a part."""
+    return f"part-{number:05}.parquet"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_part(path: Path, frames: Iterator[pl.DataFrame] | Sequence[pl.DataFrame], row_group_rows: int = 0) -> None:
+    """Write frames of the same columns, a row group each or cut up further; the file appears when it is whole."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        writer: pq.ParquetWriter | None = None
+        for frame in frames:
+            table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+            writer = writer or pq.ParquetWriter(unfinished, table.schema)
+            writer.write_table(table, row_group_size=row_group_rows or None)
+        assert writer is not None
+        writer.close()
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())  # a machine that loses power keeps the name only of what it keeps
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _grouped(frames: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:
+    """The same rows in frames of at least so many, but the last."""
+    held: list[pl.DataFrame] = []
+    for frame in frames:
+        held.append(frame)
+        if sum(each.height for each in held) >= rows:
+            yield pl.concat(held)
+            held = []
+    if held:
+        yield pl.concat(held)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
