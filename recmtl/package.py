@@ -8,12 +8,15 @@ encodes raw rows as training did and predicts. Neither TorchRec nor FBGEMM is ne
     model.safetensors       every learned tensor, by name
     statistics/             vocabularies and moments fitted on train
     config.resolved.yaml    the run that made it
+    calibration.json        what calibrated predictions are made by (recmtl.calibration); where there is one
+    fusion.json             what the column ``score`` is made by (recmtl.fusion); where there is one
 
 Names in ``hashes.json`` may not leave the folder, and every file must be listed: nothing is read before that holds.
 """
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import uuid
@@ -22,17 +25,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import torch
 import yaml
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 import recmtl
+from recmtl.calibration import Calibrations
 from recmtl.errors import RunError, UserError
 from recmtl.etl.encode import Encoder
+from recmtl.fusion import SCORE, Fusion
 from recmtl.loading import Loader, to_batch
 from recmtl.manifest import Columns, Manifest, file_hash, inside
 from recmtl.model import Model, ModelConfig, build_model
@@ -44,14 +51,25 @@ from recmtl.tasks import Task, Tasks
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Contents", "Package", "load_package", "replacing", "save_package", "verify_package"]
+__all__ = [
+    "Contents",
+    "Package",
+    "load_package",
+    "replacing",
+    "save_package",
+    "verify_package",
+    "with_calibration",
+    "with_fusion",
+]
 
 _HASHES, _ABOUT, _WEIGHTS, _CONFIG = "hashes.json", "package.json", "model.safetensors", "config.resolved.yaml"
+_CALIBRATION, _FUSION = "calibration.json", "fusion.json"
 _FORMAT = 1
 _ROW = "recmtl:row"
 """Keeps the number of rows where a frame has none of the model's columns; no feature's column may be called so."""
 _LARGEST_LISTING = 1 << 24
 """Bytes of ``hashes.json`` beyond which it is none."""
+_Part = TypeVar("_Part", Calibrations, Fusion)
 
 
 class _About(Settings):
@@ -84,11 +102,49 @@ class Contents:
     """Fingerprint of the prepared data that it was trained on."""
     versions: Mapping[str, str]
     """Of recmtl and torch, when it was made."""
+    calibration: Calibrations | None = None
+    """What calibrated predictions are made by."""
+    fusion: Fusion | None = None
+    """What the column ``score`` is made by."""
 
     @property
     def prediction_columns(self) -> tuple[str, ...]:
-        """The columns that it predicts, all Float32, in task order."""
-        return tuple(column for name in self.tasks for column in self.tasks.prediction_columns(name))
+        """The columns that it predicts by default, all Float32, in task order; ``score`` last, of one with a fusion."""
+        columns = tuple(column for name in self.tasks for column in self.tasks.prediction_columns(name))
+        return columns if self.fusion is None else (*columns, SCORE)
+
+    def outputs(
+        self, predictions: Mapping[str, NDArray[np.float32]], *, calibrated: bool = False, fused: bool | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """What is given out for what the model predicts.
+
+        Args:
+            predictions: the model's columns to (N,), uncalibrated.
+            calibrated: give calibrated probabilities. The score does not change with it: it is always of what its
+                formula was chosen on.
+            fused: give the score; None: where there is a fusion.
+
+        Returns:
+            The same columns in task order, then ``score``.
+
+        Raises:
+            UserError: calibrated or fused is asked for, and the package has none.
+        """
+        if calibrated and self.calibration is None:
+            raise UserError(
+                f"{self.folder}: this package has no calibration; evaluate with `evaluation.calibration` in the config"
+            )
+        if fused and self.fusion is None:
+            raise UserError(f"{self.folder}: this package has no fused score; `recmtl fuse` finds and saves one")
+        raw = {column: predictions[column] for name in self.tasks for column in self.tasks.prediction_columns(name)}
+        fusion = None if fused is False else self.fusion
+        right = raw
+        if self.calibration is not None and (calibrated or (fusion is not None and fusion.calibrated)):
+            right = self.calibration.apply(raw, self.tasks)
+        found = right if calibrated else raw
+        if fusion is not None:
+            found = {**found, SCORE: fusion.apply(right if fusion.calibrated else raw, self.tasks)}
+        return found
 
 
 def save_package(
@@ -133,9 +189,97 @@ def save_package(
         (temporary / _CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=120))
         (temporary / _ABOUT).write_text(about.model_dump_json(indent=2) + "\n")
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        hashes = {path.relative_to(temporary).as_posix(): file_hash(path) for path in files}
-        (temporary / _HASHES).write_text(json.dumps({"format": _FORMAT, "files": hashes}, indent=2) + "\n")
+        _write_hashes(temporary, {path.relative_to(temporary).as_posix(): file_hash(path) for path in files})
     return verify_package(folder)
+
+
+def with_calibration(folder: Path, calibration: Calibrations | None, *, output: Path | None = None) -> Contents:
+    """Put a calibration into a package, in place of the one that it has; the package's digest changes.
+
+    A fusion that reads calibrated predictions goes when the calibration that it was chosen on does: its weights were
+    for others.
+
+    Args:
+        folder: the package; replaced once the new one is whole, while no other process writes it.
+        calibration: None takes it out.
+        output: write the package here instead, and leave ``folder`` as it is.
+
+    Raises:
+        UserError: it calibrates what the model does not predict; ``output`` holds something that is no package.
+        RunError: as :func:`verify_package`.
+    """
+    contents = verify_package(_recovered(folder))
+    if calibration is not None:
+        calibration.check(contents.tasks)
+    stale = contents.fusion is not None and contents.fusion.calibrated and calibration != contents.calibration
+    return _rewritten(contents, output, {_CALIBRATION: calibration} | ({_FUSION: None} if stale else {}))
+
+
+def with_fusion(folder: Path, fusion: Fusion | None, *, output: Path | None = None) -> Contents:
+    """Put a fusion into a package, in place of the one that it has; the package's digest changes.
+
+    Args:
+        folder: the package; replaced once the new one is whole, while no other process writes it.
+        fusion: None takes it out.
+        output: write the package here instead, and leave ``folder`` as it is.
+
+    Raises:
+        UserError: the formula reads what the model does not predict, or calibrated predictions where there is no
+            calibration; a task is called ``score``; ``output`` holds something that is no package.
+        RunError: as :func:`verify_package`.
+    """
+    contents = verify_package(_recovered(folder))
+    if fusion is not None:
+        _check_fusion(fusion, contents.tasks, contents.calibration)
+    return _rewritten(contents, output, {_FUSION: fusion})
+
+
+def _check_fusion(fusion: Fusion, tasks: Tasks, calibration: Calibrations | None) -> None:
+    fusion.check(tasks)
+    if fusion.calibrated and calibration is None:
+        raise UserError("this fusion reads calibrated predictions, but the package has no calibration")
+
+
+def _rewritten(contents: Contents, output: Path | None, changes: Mapping[str, Settings | None]) -> Contents:
+    """The package with some files new, or taken out (None); the others are not read again."""
+    folder = contents.folder
+    texts = {name: None if new is None else new.model_dump_json(indent=2) + "\n" for name, new in changes.items()}
+    apart = output is not None and output.resolve() != folder.resolve()
+    if not apart and all(_text(folder / name) == text for name, text in texts.items()):
+        return contents
+    place = output if output is not None and apart else folder
+    if apart and place.exists() and not (place / _HASHES).is_file() and (place.is_file() or any(place.iterdir())):
+        raise UserError(f"--output {place}: this holds something that is no package; name another folder")
+    _remove_leftovers(place)
+    hashes = _read_hashes(folder)
+    with replacing(place) as temporary:
+        # In place, the new folder's unchanged files are the old one's: nothing of the model's size is written.
+        shutil.copytree(folder, temporary, copy_function=shutil.copy2 if apart else _linked, dirs_exist_ok=True)
+        for name, text in texts.items():
+            (temporary / name).unlink(missing_ok=True)
+            hashes.pop(name, None)
+            if text is not None:
+                (temporary / name).write_text(text)
+                hashes[name] = file_hash(temporary / name)
+        (temporary / _HASHES).unlink()  # never written through: it may be the old folder's too
+        _write_hashes(temporary, dict(sorted(hashes.items())))
+    return verify_package(place)
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None
+
+
+def _linked(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+    return target
+
+
+def _write_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
+    (folder / _HASHES).write_text(json.dumps({"format": _FORMAT, "files": hashes}, indent=2) + "\n")
 
 
 def verify_package(folder: Path) -> Contents:
@@ -166,10 +310,42 @@ def verify_package(folder: Path) -> Contents:
         about = _About.model_validate_json((folder / _ABOUT).read_text())
         schema, tasks = Schema(about.features), Tasks(about.tasks)
     except (ValidationError, UserError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"{folder / _ABOUT}: recmtl {recmtl.__version__} cannot read it: {reason}") from error
-    digest = hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()
-    return Contents(folder, digest, schema, tasks, about.columns, about.model, about.data, about.versions)
+        raise _unreadable(folder / _ABOUT, error) from error
+    calibration = _read_part(folder, hashes, _CALIBRATION, Calibrations)
+    fusion = _read_part(folder, hashes, _FUSION, Fusion)
+    try:
+        if calibration is not None:
+            calibration.check(tasks)
+        if fusion is not None:
+            _check_fusion(fusion, tasks, calibration)
+    except UserError as error:
+        raise RunError(f"{folder}: {error}") from error
+    return Contents(
+        folder=folder,
+        digest=hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest(),
+        schema=schema,
+        tasks=tasks,
+        columns=about.columns,
+        model=about.model,
+        data=about.data,
+        versions=about.versions,
+        calibration=calibration,
+        fusion=fusion,
+    )
+
+
+def _read_part(folder: Path, hashes: Mapping[str, str], name: str, kind: type[_Part]) -> _Part | None:
+    """A file that a package may have."""
+    if name not in hashes:
+        return None
+    try:
+        return kind.model_validate_json((folder / name).read_text())
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise _unreadable(folder / name, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path}: recmtl {recmtl.__version__} cannot read it: {str(error).splitlines()[0]}")
 
 
 def _read_hashes(folder: Path) -> dict[str, str]:
@@ -252,7 +428,7 @@ class Package:
 
     @property
     def prediction_columns(self) -> tuple[str, ...]:
-        """The columns that :meth:`predict` gives, in order."""
+        """The columns that :meth:`predict` gives by default, in order."""
         return self.contents.prediction_columns
 
     @cached_property
@@ -293,28 +469,43 @@ class Package:
                 )
         return UserError(f"these rows cannot be encoded: {str(error).splitlines()[0]}")
 
-    def predict(self, frame: pl.DataFrame, *, batch_rows: int = 8192) -> pl.DataFrame:
+    def predict(
+        self,
+        frame: pl.DataFrame,
+        *,
+        calibrated: bool = False,
+        fused: bool | None = None,
+        batch_rows: int = 8192,
+    ) -> pl.DataFrame:
         """Predictions for raw rows.
 
         Args:
             frame: raw columns under the names that the training data had.
+            calibrated: give calibrated probabilities; the score is the same either way.
+            fused: give the column ``score``; None: where the package has a fusion.
             batch_rows: rows scored at a time.
 
         Returns:
-            :attr:`prediction_columns` in the order of the rows, Float32: probabilities, expectations, label units.
+            :attr:`prediction_columns` in the order of the rows, Float32: probabilities, expectations, label units; last
+            the score.
 
         Raises:
-            UserError: as :meth:`encode`.
+            UserError: as :meth:`encode`; the package has no calibration, or no fusion, and it was asked for.
         """
-        parts = [self._predict(frame.slice(start, batch_rows)) for start in range(0, frame.height, batch_rows)]
-        empty = pl.DataFrame(schema=dict.fromkeys(self.prediction_columns, pl.Float32))
+        none = {
+            column: np.empty(0, np.float32) for name in self.tasks for column in self.tasks.prediction_columns(name)
+        }
+        empty = pl.DataFrame(self.contents.outputs(none, calibrated=calibrated, fused=fused))
+        starts = range(0, frame.height, batch_rows)
+        parts = [self._predict(frame.slice(start, batch_rows), calibrated, fused) for start in starts]
         return pl.concat([empty, *parts])
 
     @torch.inference_mode()
-    def _predict(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def _predict(self, frame: pl.DataFrame, calibrated: bool, fused: bool | None) -> pl.DataFrame:
         batch = to_batch(self.encode(frame), self.schema, None).to(self.device)
         predictions = self.model.predictions(self.model(batch))
-        return pl.DataFrame({name: predictions[name].float().cpu().numpy() for name in self.prediction_columns})
+        arrays = {name: values.float().cpu().numpy() for name, values in predictions.items()}
+        return pl.DataFrame(self.contents.outputs(arrays, calibrated=calibrated, fused=fused))
 
     def predict_pandas(self, frame: "pd.DataFrame") -> "pd.DataFrame":
         """:meth:`predict` from and to pandas, under the frame's index: what MLflow calls.
@@ -413,6 +604,16 @@ def replacing(folder: Path) -> Iterator[Path]:
             temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _recovered(folder: Path) -> Path:
+    """The folder; put back where :func:`replacing` was killed after it had moved the old one away."""
+    if not folder.exists():
+        for path in folder.absolute().parent.glob(f".{folder.name}.*.old"):
+            if re.fullmatch(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.old", path.name):
+                path.rename(folder)
+                break
+    return folder
 
 
 def _remove_leftovers(folder: Path) -> None:
