@@ -5,12 +5,12 @@ and name it in :data:`TOWERS`; ``tests/contracts/test_towers.py`` walks the tabl
 """
 
 from recmtl.towers.adversarial import AdversarialConfig, build_adversarial
-from recmtl.towers.base import Tower, TowerKind, TowerOutput
+from recmtl.towers.base import SHARED_GATE, GatedLayer, GateShares, Tower, TowerKind, TowerOutput
 from recmtl.towers.mmoe import MMoEConfig, build_mmoe
 from recmtl.towers.ple import PLEConfig, build_ple
 from recmtl.towers.shared_bottom import SharedBottomConfig, build_shared_bottom
 
-__all__ = ["TOWERS", "Tower", "TowerKind", "TowerOutput"]
+__all__ = ["SHARED_GATE", "TOWERS", "GateShares", "GatedLayer", "Tower", "TowerKind", "TowerOutput"]
 
 TOWERS: dict[str, TowerKind] = {
     "shared_bottom": TowerKind(SharedBottomConfig, build_shared_bottom),

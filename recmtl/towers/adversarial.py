@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from recmtl.group import ONE, AcrossRanks, Group
 from recmtl.modules import ByName, linear
 from recmtl.settings import Settings
-from recmtl.towers.base import TowerOutput
+from recmtl.towers.base import GatedLayer, GateShares, TowerOutput
 from recmtl.towers.blocks import MLP, ExpertBank, Gate, NormKind, Width, reverse_gradient
 
 __all__ = ["Adversarial", "AdversarialConfig", "build_adversarial"]
@@ -108,6 +108,16 @@ class Adversarial(nn.Module, AcrossRanks):
                 * _overlap(shared_TBS, private_TBS, rows, self.group),
             },
         )
+
+    def gated_layers(self, x_BD: Tensor) -> list[GatedLayer]:
+        """One, ``gate``: the shared experts, and each task's gate over them; private parts have no gate."""
+        experts_EBS, shares_TBE = self.shared_experts(x_BD), self.gate(x_BD)
+        names = tuple(f"shared {number}" for number in range(1, len(experts_EBS) + 1))
+        gates = {
+            task: GateShares(names, shares_BE)
+            for (task, _), shares_BE in zip(self.task_layers.items(), shares_TBE, strict=True)
+        }
+        return [GatedLayer("gate", dict(zip(names, experts_EBS, strict=True)), gates)]
 
     def _discriminate(self, shared_TBS: Tensor, rows: Tensor) -> Tensor:
         """Cross-entropy, in nats, of guessing the task from its shared representation; ln T is chance."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from recmtl.settings import Settings
 
-__all__ = ["Tower", "TowerKind", "TowerOutput"]
+__all__ = ["SHARED_GATE", "GateShares", "GatedLayer", "Tower", "TowerKind", "TowerOutput"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,30 @@ class TowerOutput:
     """Name to a scalar loss of the tower's own, already weighted; empty for most towers, and when not training."""
 
 
+SHARED_GATE = "(shared)"
+"""Stands in place of a task for a gate whose mixture all tasks read. No task can be called so."""
+
+
+class GateShares(NamedTuple):
+    """How one gate mixes experts, row by row."""
+
+    experts: tuple[str, ...]
+    """The K experts that it can take."""
+    shares: Tensor
+    """(B, K) float32, summing to 1 over K."""
+
+
+@dataclass(frozen=True)
+class GatedLayer:
+    """A layer of experts with the gates over them, on a batch: what a tower shows of itself for a report."""
+
+    name: str
+    outputs: dict[str, Tensor]
+    """Expert to its output, (B, S)."""
+    gates: dict[str, GateShares]
+    """Task, or :data:`SHARED_GATE`, to its gate."""
+
+
 class Tower(Protocol):
     """What the model asks of a tower; every tower is also an ``nn.Module``."""
 
@@ -35,6 +59,13 @@ class Tower(Protocol):
 
     def __call__(self, x_BD: Tensor) -> TowerOutput:
         """Hidden vectors for every task, from (B, D) float."""
+        ...
+
+    def gated_layers(self, x_BD: Tensor) -> list[GatedLayer]:
+        """The layers of gated experts, from the input up, on the same (B, D); empty for a tower without any.
+
+        Never called while training: ``forward`` neither knows nor pays for it.
+        """
         ...
 
     def shared_parameters(self) -> list[nn.Parameter]:

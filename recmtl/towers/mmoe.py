@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from recmtl.modules import ByName
 from recmtl.settings import Settings
-from recmtl.towers.base import TowerOutput
+from recmtl.towers.base import GatedLayer, GateShares, TowerOutput
 from recmtl.towers.blocks import MLP, ExpertBank, Gate, NormKind, Width
 
 __all__ = ["MMoE", "MMoEConfig", "build_mmoe"]
@@ -76,6 +76,16 @@ class MMoE(nn.Module):
                 for (task, layers), mixed_BS in zip(self.task_layers.items(), mixed_TBS, strict=True)
             }
         )
+
+    def gated_layers(self, x_BD: Tensor) -> list[GatedLayer]:
+        """One, ``gate``: all experts, and each task's gate over them."""
+        experts_EBS, shares_TBE = self.experts.with_gate(x_BD, self.gate)
+        names = tuple(f"expert {number}" for number in range(1, len(experts_EBS) + 1))
+        gates = {
+            task: GateShares(names, shares_BE)
+            for (task, _), shares_BE in zip(self.task_layers.items(), shares_TBE, strict=True)
+        }
+        return [GatedLayer("gate", dict(zip(names, experts_EBS, strict=True)), gates)]
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """The experts. (The gates are one tensor of which each task reads a slice of its own.)"""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from recmtl.modules import ByName
 from recmtl.settings import Settings
-from recmtl.towers.base import TowerOutput
+from recmtl.towers.base import SHARED_GATE, GatedLayer, GateShares, TowerOutput
 from recmtl.towers.blocks import MLP, ExpertBank, Gate, NormKind, Width
 
 __all__ = ["PLE", "PLEConfig", "build_ple"]
@@ -78,6 +78,18 @@ class PLE(nn.Module):
             {task: layers(mixed_BS) for (task, layers), mixed_BS in zip(self.task_layers.items(), tasks, strict=True)}
         )
 
+    def gated_layers(self, x_BD: Tensor) -> list[GatedLayer]:
+        """One a level, ``level 1`` and so on: a task's gate over its own experts and the shared ones; below the last
+        level also the shared gate, over all."""
+        names = [task for task, _ in self.task_layers.items()]
+        found: list[GatedLayer] = []
+        tasks, shared_BD = x_BD, x_BD
+        for number, level in enumerate(self.levels, 1):
+            assert isinstance(level, _Level)
+            found.append(level.gated(f"level {number}", names, tasks, shared_BD))
+            tasks, shared_BD = level(tasks, shared_BD)
+        return found
+
     def shared_parameters(self) -> list[nn.Parameter]:
         """The shared experts, and below the last level what reaches another task through the shared gate above."""
         found: list[nn.Parameter] = []
@@ -130,12 +142,11 @@ class _Level(nn.Module):
             tasks: (T, B, D), or (B, D) for all of them.
             shared_BD: (B, D).
         """
-        own_inputs = tasks if tasks.dim() == 2 else tasks.repeat_interleave(self._own, dim=0)
-        own_EBS = self.task_experts(own_inputs)
+        own_EBS = self._own_outputs(tasks)
         common_CBS = self.shared_experts(shared_BD)
 
         shares_TBE = self.task_gate(tasks)
-        own_TPBS = own_EBS.unflatten(0, (self._num_tasks, self._own))
+        own_TPBS = own_EBS.unflatten(0, (self._num_tasks, self._own))  # type: ignore[no-untyped-call]
         mixed_TBS = torch.einsum("tbp,tpbs->tbs", shares_TBE[..., : self._own], own_TPBS) + torch.einsum(
             "tbc,cbs->tbs", shares_TBE[..., self._own :], common_CBS
         )
@@ -144,6 +155,27 @@ class _Level(nn.Module):
         shares_BA = self.shared_gate(shared_BD).squeeze(0)
         mixed_BS = torch.einsum("ba,abs->bs", shares_BA, torch.cat([own_EBS, common_CBS]))
         return mixed_TBS, mixed_BS
+
+    def _own_outputs(self, tasks: Tensor) -> Tensor:
+        """(T·P, B, S): the tasks' own experts, each on its task's input."""
+        own_inputs = tasks if tasks.dim() == 2 else tasks.repeat_interleave(self._own, dim=0)
+        own_EBS: Tensor = self.task_experts(own_inputs)
+        return own_EBS
+
+    def gated(self, name: str, tasks: Sequence[str], inputs: Tensor, shared_BD: Tensor) -> GatedLayer:
+        """The level's experts and gates on what :meth:`forward` is given, under the tasks' names."""
+        own = {task: tuple(f"{task} {number}" for number in range(1, self._own + 1)) for task in tasks}
+        common_CBS = self.shared_experts(shared_BD)
+        common = tuple(f"shared expert {number}" for number in range(1, len(common_CBS) + 1))
+        every = (*(expert for experts in own.values() for expert in experts), *common)
+        outputs_ABS = torch.cat([self._own_outputs(inputs), common_CBS])
+        gates = {
+            task: GateShares((*experts, *common), shares_BE)
+            for (task, experts), shares_BE in zip(own.items(), self.task_gate(inputs), strict=True)
+        }
+        if self.shared_gate is not None:
+            gates[SHARED_GATE] = GateShares(every, self.shared_gate(shared_BD).squeeze(0))
+        return GatedLayer(name, dict(zip(every, outputs_ABS, strict=True)), gates)
 
 
 def build_ple(config: PLEConfig, *, input_dim: int, tasks: Sequence[str], generator: torch.Generator) -> PLE:

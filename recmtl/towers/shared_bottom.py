@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recmtl.modules import ByName
 from recmtl.settings import Settings
-from recmtl.towers.base import TowerOutput
+from recmtl.towers.base import GatedLayer, TowerOutput
 from recmtl.towers.blocks import MLP, NormKind, Width
 
 __all__ = ["SharedBottom", "SharedBottomConfig", "build_shared_bottom"]
@@ -59,6 +59,10 @@ class SharedBottom(nn.Module):
         """(B, D) to (B, H) per task."""
         s_BS = self.bottom(x_BD)
         return TowerOutput({task: layers(s_BS) for task, layers in self.task_layers.items()})
+
+    def gated_layers(self, x_BD: Tensor) -> list[GatedLayer]:
+        """There are no gates."""
+        return []
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """The bottom."""

@@ -5,7 +5,7 @@ import torch
 
 from recmtl.modules import generator
 from recmtl.settings import Settings
-from recmtl.towers import TOWERS
+from recmtl.towers import SHARED_GATE, TOWERS
 
 TASKS = ("click", "purchase", "rating")
 D = 9
@@ -144,3 +144,17 @@ def test_bfloat16_autocast_is_finite_and_near(name, norm):
         loss = sum(h.float().square().mean() for h in output.hidden.values()) + sum(output.auxiliary.values())
     loss.backward()
     assert all(p.grad.isfinite().all() for p in tower.parameters() if p.grad is not None)
+
+
+def test_the_gates_it_shows_sum_to_one_over_experts_it_shows(name):
+    tower = build(name).eval()
+    before = tower(inputs()).hidden
+    for layer in tower.gated_layers(inputs()):
+        for task, gate in layer.gates.items():
+            assert task in (*TASKS, SHARED_GATE)
+            assert gate.shares.shape == (32, len(gate.experts))
+            assert set(gate.experts) <= layer.outputs.keys()
+            torch.testing.assert_close(gate.shares.sum(1), torch.ones(32))
+        assert {len(output) for output in layer.outputs.values()} == {32}
+    for task, hidden in tower(inputs()).hidden.items():
+        assert torch.equal(hidden, before[task])
