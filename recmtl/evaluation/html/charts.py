@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from recmtl.evaluation.html.palette import HEAT_STEPS, SERIES
 from recmtl.evaluation.html.scales import Scale, finite, linear, logarithmic, nice_ticks, tick_texts
-from recmtl.evaluation.html.svg import clip_text, element, join, path, text_width
+from recmtl.evaluation.html.svg import clip_text, element, path, text_width
 
 __all__ = [
     "Chart",
@@ -34,7 +34,7 @@ __all__ = [
 SIZE = 12.0
 """Of a chart's texts, in pixels."""
 _WIDTH, _HEIGHT = 380.0, 276.0
-CELL = 168.0
+CELL = 140.0
 """Width of an interval in a table's cell."""
 _CELL_HEIGHT = 22.0
 
@@ -95,6 +95,9 @@ class Row:
     """The tooltip."""
 
 
+_Pixel = tuple[float, float]
+
+
 @dataclass
 class _Plot:
     """The ground that a chart is drawn on."""
@@ -125,6 +128,7 @@ def xy_chart(
     end_labels: bool = False,
     width: float = _WIDTH,
     height: float = _HEIGHT,
+    legend_above: bool = False,
 ) -> Chart | None:
     """Lines or points over two axes; None where there is not a point to show.
 
@@ -141,19 +145,25 @@ def xy_chart(
         horizontals: name → a line across at that y.
         end_labels: each line's name stands at its end; otherwise a legend in the emptiest corner.
         width, height: in pixels.
+        legend_above: the legend stands above the picture, which grows by it; so it does wherever it would hide
+            something inside.
     """
+    asked = {key: value for key, value in locals().items() if key != "legend_above"}
     shown = [one for one in series if next(one.points(), None)]
     if not shown:
         return None
     xs = [x for one in shown for _, x, _ in one.points()]
     ys = [y for one in shown for index, _, y in one.points() for y in (y, *(one.ends(index) or ()))]
     levels = {name: level for name, level in (horizontals or {}).items() if math.isfinite(level)}
-    if y_from_x:
-        xs = ys = [*xs, *ys]
-    top, bottom = 30.0, height - 42.0
+    named = [one for one in shown if one.legend != ""] if len(shown) > 1 and not end_labels else []
+    above = _rows_of(named, width) if legend_above else []
+    height += 17 * len(above)
+    top, bottom = 30.0 + 17 * len(above), height - 42.0
     if log_y:  # an interval down to nothing must not stretch the axis by decades
         floor = min((y for one in shown for _, _, y in one.points() if y > 0), default=1e-6) / 3
         ys = [y for y in ys if y >= floor]
+    if y_from_x:
+        xs = ys = [*xs, *ys]
     y = (
         logarithmic([*ys, *y_include], bottom, top)
         if log_y
@@ -172,14 +182,20 @@ def xy_chart(
     plot.parts += _axes(plot, x_name, y_name)
     if diagonal is not None:
         plot.parts.append(_diagonal(plot, diagonal))
+    dots = [dot for one in shown for dot in _along(plot, one)]
     for name, level in levels.items():
-        plot.parts.append(_across(plot, name, level))
+        plot.parts += _across(plot, name, level, dots)
     for one in shown:
         plot.parts += _series(plot, one)
     if end_labels:
         plot.parts += _end_labels(plot, shown, labels)
-    elif len(shown) > 1:
-        plot.parts += _legend(plot, [one for one in shown if one.legend != ""])
+    elif above:
+        plot.parts += _legend_above(above)
+    elif named:
+        legend = _legend(plot, named, dots)
+        if legend is None:
+            return xy_chart(**asked, legend_above=True)
+        plot.parts += legend
     return Chart(_svg(title, description, width, height, plot.parts), caption)
 
 
@@ -197,7 +213,7 @@ def _axes(plot: _Plot, x_name: str, y_name: str) -> Iterator[Markup]:
             yield _text(text, min(x(tick), plot.width - half - 1), bottom + 17, "tick c")
             taken = x(tick) + half
     yield element("path", class_="axis", d=f"M{x.start:.1f} {bottom:.1f}H{x.end:.1f}")
-    yield _text(y_name, 2.0, 14.0, "name")
+    yield _text(y_name, 2.0, y.end - 16, "name")
     yield _text(x_name, (x.start + x.end) / 2, plot.height - 7, "name c")
 
 
@@ -207,11 +223,22 @@ def _diagonal(plot: _Plot, name: str) -> Markup:
     return element("path", element("title", name), class_="guide", d=d)
 
 
-def _across(plot: _Plot, name: str, level: float) -> Markup:
-    at = plot.y(level)
+def _across(plot: _Plot, name: str, level: float, dots: Sequence[_Pixel]) -> Iterator[Markup]:
+    """A line across, with its name where the fewest points are."""
+    x, at = plot.x, plot.y(level)
     title = element("title", name) if name else None
-    line = element("path", title, class_="guide", d=f"M{plot.x.start:.1f} {at:.1f}H{plot.x.end:.1f}")
-    return join([line, _text(name, plot.x.end - 2, at - 5, "small e") if name else None])
+    yield element("path", title, class_="guide", d=f"M{x.start:.1f} {at:.1f}H{x.end:.1f}")
+    if name:
+        width = text_width(name, 11)
+        tops = [at - 16] + ([at + 3] if at + 18 < plot.y.start else [])
+        places = [(left, top) for left in (x.end - width - 2, x.start + 4) for top in tops]
+        left, top = min(places, key=lambda place: _crowd(dots, place[0] - 2, place[1], width + 4, 14))
+        yield _text(name, left, top + 11, "small halo")
+
+
+def _crowd(dots: Sequence[_Pixel], left: float, top: float, width: float, height: float) -> int:
+    """How many points lie in a box."""
+    return sum(left <= x <= left + width and top <= y <= top + height for x, y in dots)
 
 
 def _series(plot: _Plot, one: Series) -> Iterator[Markup]:
@@ -250,33 +277,53 @@ def _marker(style: int, x: float, y: float, note: str = "", size: float = 4.0) -
     return element("path", title, d=shapes[style], **names)
 
 
-def _legend(plot: _Plot, shown: Sequence[Series]) -> Iterator[Markup]:
-    """In the corner where the fewest points of the lines lie."""
+def _legend(plot: _Plot, shown: Sequence[Series], dots: Sequence[_Pixel]) -> list[Markup] | None:
+    """In the corner where the fewest points lie; None where it would hide some everywhere."""
     x, y = plot.x, plot.y
-    room = 0.62 * (x.end - x.start)
-    texts = [clip_text(one.legend or one.name, room, SIZE) for one in shown]
+    texts = [clip_text(one.legend or one.name, 0.62 * (x.end - x.start), SIZE) for one in shown]
     width, height = 38 + max(text_width(text, SIZE) for text in texts), 17.0 * len(texts) + 6
     corners = [
         (left, top)
         for left in (x.end - width - 4, x.start + 6)
         for top in (y.end + 2, y.start - height - 4, (y.start + y.end - height) / 2)
     ]
-    dots = [dot for one in shown for dot in _along(plot, one)]
-    left, top = min(
-        corners,
-        key=lambda at: sum(
-            at[0] - 3 <= px <= at[0] + width + 3 and at[1] - 3 <= py <= at[1] + height + 3 for px, py in dots
-        ),
-    )
-    yield element("rect", class_="plate", x=left, y=top, width=width, height=height, rx=3)
+    left, top = min(corners, key=lambda at: _crowd(dots, at[0] - 3, at[1] - 3, width + 6, height + 6))
+    if _crowd(dots, left, top, width, height):
+        return None
+    parts = [element("rect", class_="plate", x=left, y=top, width=width, height=height, rx=3)]
     for number, (one, text) in enumerate(zip(shown, texts, strict=True)):
-        middle = top + 11.5 + 17 * number
-        style = one.style % SERIES
-        if one.line:
-            yield element("path", class_=f"l l{style}", d=f"M{left + 5:.1f} {middle:.1f}h22")
-        if one.markers or not one.line:
-            yield _marker(style, left + 16, middle)
-        yield _text(text, left + 33, middle + 4, "tick i")
+        parts += _key(one, text, left + 5, top + 11.5 + 17 * number)
+    return parts
+
+
+def _rows_of(shown: Sequence[Series], width: float) -> list[list[tuple[Series, str, float]]]:
+    """The keys of a legend above the picture, as many a line as fit, each with its place."""
+    rows: list[list[tuple[Series, str, float]]] = []
+    at = width
+    for one in shown:
+        text = clip_text(one.legend or one.name, width - 60, SIZE)
+        room = 44 + text_width(text, SIZE)
+        if at + room - 10 > width:
+            rows.append([])
+            at = 2.0
+        rows[-1].append((one, text, at))
+        at += room
+    return rows
+
+
+def _legend_above(rows: Sequence[Sequence[tuple[Series, str, float]]]) -> Iterator[Markup]:
+    for number, row in enumerate(rows):
+        for one, text, left in row:
+            yield from _key(one, text, left, 9.0 + 17 * number)
+
+
+def _key(one: Series, text: str, left: float, middle: float) -> Iterator[Markup]:
+    style = one.style % SERIES
+    if one.line:
+        yield element("path", class_=f"l l{style}", d=f"M{left:.1f} {middle:.1f}h22")
+    if one.markers or not one.line:
+        yield _marker(style, left + 11, middle)
+    yield _text(text, left + 28, middle + 4, "tick i")
 
 
 def _along(plot: _Plot, one: Series) -> Iterator[tuple[float, float]]:
@@ -309,23 +356,20 @@ def _end_labels(plot: _Plot, shown: Sequence[Series], labels: Sequence[str]) -> 
 
 
 def forest(
-    title: str,
-    description: str,
-    rows: Sequence[Row],
-    *,
-    name_width: float = 92.0,
-    width: float = 344.0,
-    include: Sequence[float] = (),
+    title: str, description: str, rows: Sequence[Row], *, name_width: float = 84.0, width: float = 304.0
 ) -> Chart | None:
-    """A line a row: a name, an interval with its point, the number; over one axis."""
-    known = finite(end for row in rows for end in (row.value, row.low, row.high))
+    """A line a row: a name, an interval with its point, the number; over one axis.
+
+    A row so far off that the others would fall into a point is drawn as an arrow at its end of the axis.
+    """
+    known = _close(rows)
     if not known:
         return None
     text_room = max(text_width(row.text, SIZE) for row in rows) + 8
     step = 24.0
     bottom = 6 + step * len(rows)
     height = bottom + 22
-    x = linear(known, name_width, width - text_room - 8, count=3, include=include, nice=False)
+    x = linear(known, name_width, width - text_room - 8, count=3, nice=False)
     parts = []
     for tick, text in zip(x.ticks, x.texts, strict=True):
         parts.append(element("path", class_="grid", d=f"M{x(tick):.1f} 4V{bottom:.1f}"))
@@ -385,6 +429,25 @@ def _interval(scale: Scale, row: Row, middle: float, size: float = 4.4) -> Itera
             yield element("path", class_=f"bar e{style}", d=f"M{high - 4:.1f} {middle - 4:.1f}l4 4l-4 4")
     if scale.low <= row.value <= scale.high:
         yield _marker(style, scale(row.value), middle, row.note, size)
+    elif row.low is None:
+        at, way = scale(row.value), 5 if row.value < scale.low else -5
+        title = element("title", row.note) if row.note else None
+        yield element("path", title, class_=f"bar e{style}", d=f"M{at + way:.1f} {middle - 4.5:.1f}l{-way} 4.5l{way} 4.5M{at:.1f} {middle:.1f}h{2 * way}")  # fmt: skip
+
+
+def _close(rows: Sequence[Row]) -> list[float]:
+    """The ends of the rows that an axis should hold: without one that alone takes up more than two thirds of it."""
+    of_each = [finite((row.value, row.low, row.high)) for row in rows]
+    every = [end for ends in of_each for end in ends]
+    if len([ends for ends in of_each if ends]) < 3:
+        return every
+    for index in range(len(rows)):
+        rest = [end for other, ends in enumerate(of_each) if other != index for end in ends]
+        if of_each[index] and rest and max(rest) > min(rest):
+            gap = max(min(rest) - max(of_each[index]), min(of_each[index]) - max(rest))
+            if gap > 2 * (max(rest) - min(rest)):
+                return rest
+    return every
 
 
 def bars(

@@ -21,7 +21,7 @@ from recmtl.findings import Report
 
 __all__ = ["render"]
 
-_DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 2", "1 2", "12 3", "3 1")
+_DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 2", "1 2", "12 3", "")
 """Of each style's line."""
 _STROKED = (5, 6)
 """Styles whose markers are lines, not areas."""

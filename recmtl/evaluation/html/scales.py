@@ -67,7 +67,8 @@ def linear(
         low, high = ticks[0], ticks[-1]
     else:
         low, high = low - 0.03 * (high - low), high + 0.03 * (high - low)
-        ticks = [tick for tick in ticks if low <= tick <= high]
+        while len(ticks := nice_ticks(low, high, count, whole=whole)) < 2 and count < 12:
+            count += 1
     return Scale(low, high, start, end, tuple(ticks), tick_texts(ticks))
 
 
@@ -103,8 +104,6 @@ def tick_texts(ticks: Sequence[float]) -> tuple[str, ...]:
     step = min((b - a for a, b in zip(ticks, ticks[1:], strict=False)), default=abs(ticks[0]) or 1.0)
     largest = max(abs(tick) for tick in ticks)
     unit, suffix = next(((u, s) for u, s in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= 10 * u), (1.0, ""))
-    if largest >= 1e3 and not suffix and largest % 1e3 == 0:
-        unit, suffix = 1e3, "k"
     decimals = 0
     while decimals < 8 and abs(round(step / unit, decimals) - step / unit) > 1e-6 * step / unit:
         decimals += 1

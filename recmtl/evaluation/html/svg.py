@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 __all__ = ["clip_text", "element", "join", "number", "path", "text_width"]
 
-_NARROW, _WIDE = frozenset("iljtfrI.,:;'|!()[] "), frozenset("mwMW@%—")
+_NARROW, _WIDE = frozenset("iljtfrI.,:;'|!()[] "), frozenset("mwMW@%—…×")
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Markup:
@@ -46,7 +46,7 @@ def path(points: Sequence[tuple[float, float]]) -> str:
 
 def text_width(text: str, size: float) -> float:
     """About how many pixels a text is wide in a sans serif of ``size`` pixels; rather too many than too few."""
-    return sum(0.36 if c in _NARROW else 0.92 if c in _WIDE else 0.68 if c.isupper() else 0.585 for c in text) * size
+    return sum(0.41 if c in _NARROW else 0.98 if c in _WIDE else 0.72 if c.isupper() else 0.63 for c in text) * size
 
 
 def clip_text(text: str, width: float, size: float) -> str:

@@ -12,10 +12,11 @@ from recmtl.findings import Difference, Figure
 __all__ = [
     "NOTHING",
     "Outcome",
-    "arrow",
     "count",
+    "directed",
     "instant",
     "interval",
+    "lower",
     "metric_name",
     "num",
     "outcome",
@@ -25,6 +26,7 @@ __all__ = [
     "plural",
     "seconds",
     "signed",
+    "signed_percent",
 ]
 
 NOTHING = "–"
@@ -59,15 +61,20 @@ def metric_name(metric: str, k: int | None = None) -> str:
     return name if k is None else f"{name}@{k}"
 
 
+def lower(name: str) -> str:
+    """A name inside a sentence: an acronym stays as it is."""
+    return name[:1].lower() + name[1:] if name[1:2].islower() else name
+
+
 def plain(name: str) -> str:
     """A snake_case name as words."""
     words = name.replace("_", " ").strip()
     return words[:1].upper() + words[1:]
 
 
-def arrow(higher_is_better: bool | None) -> str:
-    """Which way is better."""
-    return {True: "↑", False: "↓", None: ""}[higher_is_better]
+def directed(name: str, higher_is_better: bool | None) -> str:
+    """A name with an arrow that says which way is better, never on a line of its own."""
+    return name + {True: "\N{NO-BREAK SPACE}↑", False: "\N{NO-BREAK SPACE}↓", None: ""}[higher_is_better]
 
 
 def num(value: float | None) -> str:
@@ -113,8 +120,18 @@ def percent(value: float | None, decimals: int = 1) -> str:
     if value is None or not math.isfinite(value):
         return NOTHING
     if 0 < abs(value) < 0.5 * 10 ** -(decimals + 2):
-        return f"< {10**-decimals:.{decimals}f} %" if value > 0 else f"{value * 100:.1g} %".replace("-", "−")
-    return f"{value * 100:.{decimals}f} %".replace("-", "−")
+        return (
+            f"< {10**-decimals:.{decimals}f}\N{NO-BREAK SPACE}%"
+            if value > 0
+            else f"{value * 100:.1g}\N{NO-BREAK SPACE}%".replace("-", "−")
+        )
+    return f"{value * 100:.{decimals}f}\N{NO-BREAK SPACE}%".replace("-", "−")
+
+
+def signed_percent(value: float | None) -> str:
+    """A relative change in hundredths."""
+    text = percent(value)
+    return f"+{text}" if value is not None and value > 0 else text
 
 
 def p_value(value: float | None) -> str:

@@ -414,11 +414,12 @@ def _fusion(random: np.random.Generator) -> Fusion:
     weights = random.dirichlet(np.ones(3), 60)
     found = []
     for click, purchase, rating in weights:
+        lost = abs(float(random.normal(0, 0.012)))
         found.append(
             {
-                "click": 0.36 + 0.06 * math.sqrt(click) - 0.01 * rating,
-                "purchase": 0.38 + 0.07 * math.sqrt(purchase),
-                "rating": 0.85 + 0.05 * math.sqrt(rating) - 0.01 * click,
+                "click": 0.36 + 0.06 * math.sqrt(click) - lost,
+                "purchase": 0.38 + 0.07 * math.sqrt(purchase) - lost,
+                "rating": 0.85 + 0.05 * math.sqrt(rating) - lost,
             }
         )
     points = []
@@ -427,11 +428,12 @@ def _fusion(random: np.random.Generator) -> Fusion:
             all(other[t] >= goal[t] for t in goal) and any(other[t] > goal[t] for t in goal) for other in found
         )
         names = dict(zip(("click", "purchase", "rating"), (round(float(w), 3) for w in weight), strict=True))
-        points.append(FusionPoint(weights=names, objectives=goal, on_front=not beaten, chosen=index == 7))
-    points[7] = points[7].model_copy(update={"on_front": True})
+        points.append(FusionPoint(weights=names, objectives=goal, on_front=not beaten, chosen=False))
+    best = max((p for p in points if p.on_front), key=lambda p: sum(p.objectives.values()))
+    points[points.index(best)] = best.model_copy(update={"chosen": True})
     return Fusion(
         formula="click^a × purchase^b × rating^c", split="validation", by="request", k=10,
-        points=tuple(points), weights=points[7].weights,
+        points=tuple(points), weights=best.weights,
     )  # fmt: skip
 
 

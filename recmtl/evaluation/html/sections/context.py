@@ -50,7 +50,7 @@ class Context:
     @property
     def confidence(self) -> str:
         """``95 %``."""
-        return f"{self.report.about.confidence * 100:g} %"
+        return f"{self.report.about.confidence * 100:g}\N{NO-BREAK SPACE}%"
 
     def name(self, system: str) -> str:
         """A system as a heading says it."""

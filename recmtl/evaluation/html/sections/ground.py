@@ -5,10 +5,26 @@ from itertools import combinations
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
-from recmtl.evaluation.html.blocks import Block, Cell, Charts, Code, Column, Facts, Fold, Heading, Items, Prose, Section, Table, Tone  # fmt: skip
+from recmtl.evaluation.html.blocks import (  # fmt: skip
+    Block,
+    Cell,
+    Charts,
+    Code,
+    Column,
+    Facts,
+    Fold,
+    Heading,
+    Items,
+    Prose,
+    Section,
+    Table,
+    Tone,
+)
 from recmtl.evaluation.html.charts import Chart, Row, Series, bars, xy_chart
 from recmtl.evaluation.html.sections.context import Context, unique
+from recmtl.evaluation.html.svg import element
 from recmtl.evaluation.html.words import (
     NOTHING,
     count,
@@ -20,6 +36,7 @@ from recmtl.evaluation.html.words import (
     plural,
     seconds,
     signed,
+    signed_percent,
 )
 from recmtl.findings import Drift, FeatureDrift, Fusion, FusionPoint
 
@@ -38,7 +55,7 @@ def fusion(context: Context) -> Section:
         return section
     section.lead = (
         f"{plural(len(found.points), 'choice')} of weights tried on {found.split}. One is on the Pareto front when no "
-        "other is better for one task and no worse for the rest."
+        "other is better for one task and no worse for the rest. In the pictures, up and right is better."
     )
     facts = [("Formula", found.formula), ("Judged by", f"NDCG@{found.k} per {found.by}")]
     facts += [(f"Weight {name}", num(weight)) for name, weight in found.weights.items()]
@@ -91,7 +108,7 @@ def _pareto(found: Fusion, one: str, other: str) -> Chart | None:
         series,
         x_name=f"NDCG@{found.k} of {one}",
         y_name=f"NDCG@{found.k} of {other}",
-        caption=f"{one} against {other}: up and right is better",
+        caption=f"{one} and {other}",
     )
 
 
@@ -137,8 +154,6 @@ def _drift(found: Drift, title: str) -> Iterator[Block]:
             caption=f"PSI by feature{f', first {_BARS} of {len(rows)}' if len(rows) > _BARS else ''}",
             marks={f"{_LITTLE}": _LITTLE, f"{_MUCH}": _MUCH},
             x_name="population stability index",
-            width=520,
-            name_width=190,
         )
         yield Charts([chart] if chart else [])
     if found.labels:
@@ -153,7 +168,7 @@ def _drift(found: Drift, title: str) -> Iterator[Block]:
                     Cell(
                         signed(change),
                         sort=change if change is not None else "",
-                        note="" if relative is None else f"{percent(relative)} of it",
+                        note="" if relative is None else f"{signed_percent(relative)} of what it was",
                     ),  # fmt: skip
                     *(Cell(count(v), sort=v) for v in (label.observed_before, label.observed_now)),
                 ]
@@ -207,7 +222,7 @@ def guards(context: Context) -> Section:
         state = Cell(guard.status, sort=rank, tone=tone, mark=mark)
         lines.append([Cell(plain(guard.name)), state, Cell(guard.text, note=reason)])
     columns = [Column("Guard"), Column("Result"), Column("What was found", sorts=False)]
-    section.blocks.append(Table("Guards of the protocol", columns, lines))
+    section.blocks.append(Table("Guards of the protocol", columns, lines, quiet=True, kind="stack"))
     return section
 
 
@@ -215,12 +230,12 @@ def data(context: Context) -> Section:
     """The data card."""
     card = context.report.data
     section = Section("data", "Data card")
-    facts = [("Data set", card.name), ("Source", card.source)]
+    facts: list[tuple[str, str | Markup]] = [("Data set", card.name), ("Source", card.source)]
     if card.observed_until:
         facts.append(("Events recorded until", instant(card.observed_until)))
     if card.labels_as_of:
         facts.append(("Train labels as known at", instant(card.labels_as_of)))
-    facts += [("Fingerprint", card.fingerprint), ("Statistics", card.statistics)]
+    facts += [("Fingerprint", element("code", card.fingerprint)), ("Statistics", element("code", card.statistics))]
     section.blocks.append(Facts(facts))
     columns = [Column("Split"), Column("Rows", True), Column("From"), Column("To")]
     rows = []
@@ -241,7 +256,8 @@ def data(context: Context) -> Section:
         section.blocks.append(Table("What was read, and what was not used", columns, lost))
     if card.inputs:
         files = [[Cell(name), Cell(digest, sub=True)] for name, digest in card.inputs.items()]
-        table = Table("Input files and their SHA-256", [Column("File"), Column("SHA-256")], files, quiet=True)
+        columns = [Column("File"), Column("SHA-256")]
+        table = Table("Input files and their SHA-256", columns, files, quiet=True, kind="stack")
         section.blocks.append(Fold(f"{plural(len(files), 'input file')} with hashes", [table]))
     if card.warnings:
         section.blocks += [Heading("Warnings", "data-warnings"), Items(card.warnings)]

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from recmtl.evaluation.html.blocks import Block, Cell, Charts, Column, Fold, Heading, Prose, Section, Table
+from recmtl.evaluation.html.blocks import Block, Cell, Charts, Column, Fold, Heading, Section, Table
 from recmtl.evaluation.html.charts import Chart, Row, Series, bars, heat_map, xy_chart
 from recmtl.evaluation.html.sections.context import Context, unique
-from recmtl.evaluation.html.words import arrow, count, interval, metric_name, num, percent, plain
+from recmtl.evaluation.html.words import count, directed, interval, lower, metric_name, num, percent, plain
 from recmtl.findings import Conflict, Epoch, Expert, Gate, Importance
 
 __all__ = ["conflicts", "gates", "importance", "training"]
@@ -25,18 +25,24 @@ def training(context: Context) -> Section:
     by_epoch = all(point.epoch is not None for point in history) and len({p.epoch for p in history}) == len(history)
     x = [float(point.epoch if by_epoch and point.epoch is not None else point.step) for point in history]
     x_name = "epoch" if by_epoch else "step"
-    charts = []
-    for task in unique(name for point in history for name in point.train):
+    task_of = {row.target: row.task for row in context.report.figures}
+    targets = context.ordered(name for point in history for name in point.validation)
+    tasks = unique([*(name for point in history for name in point.train), *(task_of.get(t, t) for t in targets)])
+    charts: dict[str, list[Chart | None]] = {task: [] for task in tasks}
+    for task in tasks:
         y = [point.train.get(task) for point in history]
-        charts.append(_line(f"{task}: training loss", "mean loss", x, y, x_name, 1))
-    for target in context.ordered(name for point in history for name in point.validation):
+        charts[task].append(_line(task, "training loss", "mean loss", x, y, x_name, 7))
+    for target in targets:
         for metric in _watched(context, history, target):
             y = [point.validation.get(target, {}).get(metric) for point in history]
-            name = metric_name(metric)
-            direction = context.direction(target, metric)
-            charts.append(_line(f"{target}: validation {name} {arrow(direction)}".rstrip(), name, x, y, x_name, 0))
+            task = task_of.get(target, target)
+            caption = f"validation {directed(lower(metric_name(metric)), context.direction(target, metric))}"
+            caption = caption if target == task else f"{target}: {caption}"
+            charts[task].append(_line(target, caption, metric_name(metric), x, y, x_name, 0))
     section.lead = "What training lowered, task by task, and what validation saw of it: a validation curve that turns while the loss still falls is overfitting."  # fmt: skip
-    section.blocks.append(Charts([chart for chart in charts if chart]))
+    for task, drawn in charts.items():
+        if any(drawn):
+            section.blocks += [Heading(task), Charts([chart for chart in drawn if chart])]
     return section
 
 
@@ -48,7 +54,7 @@ def _watched(context: Context, history: Sequence[Epoch], target: str) -> list[st
 
 
 def _line(
-    caption: str, y_name: str, x: Sequence[float], y: Sequence[float | None], x_name: str, style: int
+    target: str, caption: str, y_name: str, x: Sequence[float], y: Sequence[float | None], x_name: str, style: int
 ) -> Chart | None:
     known = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
     if not known:
@@ -61,7 +67,8 @@ def _line(
     )
     notes = [f"{x_name} {a:g}: {num(b)}" for a, b in zip(x, y, strict=True)]
     series = Series(caption, x, y, style, notes=notes, markers=len(known) <= 40)
-    return xy_chart(caption, said, [series], x_name=x_name, y_name=y_name, caption=caption, x_whole=True, height=216)
+    title = caption if caption.startswith(target) else f"{target}: {caption}"
+    return xy_chart(title, said, [series], x_name=x_name, y_name=y_name, caption=caption, x_whole=True, height=216)
 
 
 def gates(context: Context) -> Section:
@@ -129,7 +136,7 @@ def _experts(experts: Sequence[Expert]) -> Table:
         word, mark = ("dead", "✕") if expert.dead else ("duplicate", "!") if expert.duplicate_of else ("", "")
         lines.append([Cell(expert.expert), Cell(expert.layer), Cell(word, tone="warn" if word else "", mark=mark), Cell("; ".join(said))])  # fmt: skip
     columns = [Column("Expert"), Column("Layer"), Column("Finding"), Column("What was seen", sorts=False)]
-    return Table("Dead and duplicate experts", columns, lines)
+    return Table("Dead and duplicate experts", columns, lines, quiet=True, kind="stack")
 
 
 def conflicts(context: Context) -> Section:
@@ -174,8 +181,7 @@ def _cosines(pairs: Sequence[Conflict]) -> Chart | None:
         horizontals={"": 0.0},
         x_whole=True,
         end_labels=True,
-        width=560,
-        height=280,
+        width=420,
     )
 
 
@@ -189,13 +195,11 @@ def importance(context: Context) -> Section:
         "Permutation: what the metric loses when a feature's values are shuffled over the rows. Integrated gradients: a "
         "feature's share of the mean absolute attribution. They answer different questions, and may disagree."
     )
-    charts = []
-    for target in context.ordered(row.target for row in rows):
-        for method in ("permutation", "integrated_gradients"):
-            mine = [row for row in rows if row.target == target and row.method == method]
-            if mine:
-                charts.append(_bars(target, method, mine))
-    section.blocks.append(Charts([chart for chart in charts if chart]))
+    for method, title in (("permutation", "By permutation"), ("integrated_gradients", "By integrated gradients")):
+        targets = context.ordered(row.target for row in rows if row.method == method)
+        charts = [_bars(t, method, [row for row in rows if row.target == t and row.method == method]) for t in targets]
+        if any(charts):
+            section.blocks += [Heading(title), Charts([chart for chart in charts if chart])]
     lines = [
         [
             Cell(row.feature),
@@ -231,12 +235,12 @@ def _bars(target: str, method: str, rows: Sequence[Importance]) -> Chart | None:
     ]
     what = f"loss of {metric_name(rows[0].metric)}" if method == "permutation" else "share of attribution"
     way = "permutation" if method == "permutation" else "integrated gradients"
-    more = f"; first {_TOP} of {len(ranked)}" if len(ranked) > _TOP else ""
+    more = f", first {_TOP} of {len(ranked)}" if len(ranked) > _TOP else ""
     said = ", ".join(f"{row.name} {row.text}" for row in shown[:5])
     return bars(
         f"Importance of features for {target} by {way}",
         f"Largest: {said}. {count(len(ranked))} features in all.",
         shown,
-        caption=f"{target}: {way}{more}",
+        caption=f"{target}{more}",
         x_name=what,
     )

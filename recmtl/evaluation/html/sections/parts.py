@@ -1,11 +1,11 @@
 """Parts of the rows: a table for each target that is a forest plot too, so that sorting it sorts the picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from recmtl.evaluation.html.blocks import Cell, Column, Filters, Heading, Items, Prose, Section, Table
+from recmtl.evaluation.html.blocks import Block, Cell, Column, Filters, Heading, Items, Prose, Section, Table
 from recmtl.evaluation.html.charts import Row, interval_axis, interval_cell, interval_scale
 from recmtl.evaluation.html.sections.context import TONES, Context, unique
-from recmtl.evaluation.html.words import arrow, count, interval, metric_name, num, percent, plain, plural, signed
+from recmtl.evaluation.html.words import count, directed, interval, metric_name, num, percent, plain, plural, signed
 from recmtl.findings import Difference, Figure, SliceRow
 
 __all__ = ["LIMIT", "slices"]
@@ -13,7 +13,7 @@ __all__ = ["LIMIT", "slices"]
 LIMIT = 1500
 """Rows of all targets together that the page shows, so that it stays small; all are in ``report.json``."""
 _NAMED = 8
-"""Slices that are named above the tables."""
+"""Parts that are named above the tables."""
 
 
 def slices(context: Context) -> Section:
@@ -37,11 +37,7 @@ def slices(context: Context) -> Section:
                 "figures to mean much."
             )
         )
-    for words, better in (("worse", "worse"), ("better", "better")):
-        named = [text for row in rows for text in _named(context, row, better)]
-        if named:
-            more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-            section.blocks += [Prose(f"Where this model is {words}:"), Items([*named[:_NAMED], *([more.strip()] if more else [])])]  # fmt: skip
+    section.blocks += _compared(context, rows)
     section.blocks.append(Filters(targets, unique(row.slice for row in rows)))
     for target in targets:
         mine = [row for row in rows if row.target == target]
@@ -52,20 +48,36 @@ def slices(context: Context) -> Section:
     return section
 
 
-def _named(context: Context, row: SliceRow, wanted: str) -> list[str]:
-    """A sentence where the model differs from another model on its main metric."""
-    metric = _main(context, row.target, [row])
-    found = []
-    for other, differences in row.differences.items():
-        if other in ("baseline", "optimum") or row.small or metric not in differences:
+def _compared(context: Context, rows: Sequence[SliceRow]) -> Iterator[Block]:
+    """How many parts are better and worse than another model, how many would be by chance, and which are worse."""
+    for other in context.present(row.differences for row in rows):
+        if other in ("baseline", "optimum"):
             continue
-        difference = differences[metric]
-        if context.judge(difference, context.direction(row.target, metric)) == wanted:
-            found.append(
-                f"{row.target}, {plain(row.slice).lower()} {row.value}: {metric_name(metric)} differs from "
-                f"{context.short(other)}’s by {signed(difference.value)} ({interval(difference, sign=True)})"
-            )
-    return found
+        said: dict[str, list[tuple[float, str]]] = {}
+        for row in rows:
+            metric = _main(context, row.target, [row])
+            difference = row.differences.get(other, {}).get(metric)
+            if difference is None or difference.value is None or row.small:
+                continue
+            outcome = context.judge(difference, context.direction(row.target, metric))
+            ends = interval(difference, sign=True)
+            text = f"{row.target}, {plain(row.slice).lower()} {row.value}: {metric_name(metric)} {signed(difference.value)}"
+            if outcome:
+                said.setdefault(outcome, []).append((abs(difference.value), f"{text} ({ends})" if ends else text))
+        judged = sum(map(len, said.values()))
+        if not judged:
+            continue
+        counts = ", ".join(f"{outcome} in {count(len(found))}" for outcome, found in said.items())
+        chance = judged * (1 - context.report.about.confidence)
+        yield Prose(
+            f"Against {context.short(other)}, on each target's main metric and small parts aside: {counts}. If there "
+            f"were no difference at all, about {chance:.0f} of these {count(judged)} would still look better or worse."
+        )
+        worse = sorted(said.get("worse", []), reverse=True)
+        if worse:
+            more = [f"and {count(len(worse) - _NAMED)} more"] if len(worse) > _NAMED else []
+            yield Prose("Worse in:")
+            yield Items([*(text for _, text in worse[:_NAMED]), *more])
 
 
 def _main(context: Context, target: str, rows: Sequence[SliceRow]) -> str:
@@ -87,7 +99,7 @@ def _table(context: Context, target: str, rows: list[SliceRow]) -> Table:
     reference = [] if overall is None else [overall]
     clear = [figure for figure, row in zip(figures, rows, strict=True) if not row.small] or figures
     scale = interval_scale(clear, reference)
-    name = f"{metric_name(main)} {arrow(direction)}".rstrip()
+    name = directed(metric_name(main), direction)
     columns = [Column("Slice"), Column("Part"), Column("Rows", number=True), Column("Positives", number=True), Column(name, number=True)]  # fmt: skip
     if scale is not None:
         columns.append(
@@ -103,7 +115,7 @@ def _table(context: Context, target: str, rows: list[SliceRow]) -> Table:
         if axis is not None:
             columns.append(Column(f"Model − {other}, interval", picture=interval_axis(axis, f"Axis of model − {other}"), sorts=False))  # fmt: skip
     more = [m for m in unique(m for row in rows for m in row.systems.get("model", {})) if m != main]
-    columns += [Column(f"{metric_name(m)} {arrow(context.direction(target, m))}".rstrip(), number=True) for m in more]
+    columns += [Column(directed(metric_name(m), context.direction(target, m)), number=True) for m in more]
     lines, keys = [], []
     for index, row in enumerate(rows):
         figure = figures[index]

@@ -8,7 +8,7 @@ from recmtl.evaluation.html.blocks import Block, Cell, Charts, Column, Heading, 
 from recmtl.evaluation.html.charts import Chart, Series, swatch, xy_chart
 from recmtl.evaluation.html.sections.context import Context
 from recmtl.evaluation.html.svg import join
-from recmtl.evaluation.html.words import count, metric_name, num, percent
+from recmtl.evaluation.html.words import count, directed, metric_name, num, percent
 from recmtl.findings import Curve, Report
 
 __all__ = ["calibration", "coherence", "discrimination", "legend", "ranking"]
@@ -55,8 +55,8 @@ def calibration(context: Context) -> Section:
             Column("Target"),
             Column("Method"),
             Column("Chosen"),
-            Column("Log loss ↓", True),
-            Column("ECE ↓", True),
+            Column(directed("Log loss", False), True),
+            Column(directed("ECE", False), True),
         ]
         columns += [Column("Ratio (1 is right)", True), Column("Rows", True), Column("Fitted on")]
         section.blocks.append(Table("Calibrators on rows that they were not fitted on", columns, rows, heads=2))
@@ -185,7 +185,7 @@ def ranking(context: Context) -> Section:
         lines = [
             [
                 Cell(row.objective),
-                Cell(f"{metric_name(row.metric, row.k)} ↑", note=f"per {row.by}"),
+                Cell(directed(metric_name(row.metric, row.k), True), note=f"per {row.by}"),
                 Cell(row.scored_by),
                 *context.figure_cells(row.systems, row.differences, True, systems, compared),
                 Cell(count(row.groups), sort=row.groups),
@@ -218,7 +218,7 @@ def _coverage(context: Context) -> Block:
         Column("Gini", True, help="0: all items alike, 1: one item alone"),
         Column("Popularity", True, help="mean share of train's items that are no more popular; 1 is the most popular"),
     ]
-    return Table("Coverage and popularity of what is ranked first", columns, lines)
+    return Table("Coverage and popularity of what is ranked first", columns, lines, quiet=True)
 
 
 def coherence(context: Context) -> Section:

@@ -18,8 +18,8 @@ from recmtl.evaluation.html.blocks import (
 from recmtl.evaluation.html.charts import Row, forest
 from recmtl.evaluation.html.sections.context import Context, unique
 from recmtl.evaluation.html.words import (
-    arrow,
     count,
+    directed,
     interval,
     metric_name,
     num,
@@ -76,10 +76,15 @@ def _checks(caption: str, checks: list[Check]) -> Table:
         word, tone, mark = _RESULTS[check.passed]
         rank = {False: 0, None: 1, True: 2}[check.passed]
         rows.append(
-            [Cell(check.name), Cell(word, sort=rank, tone=tone, mark=mark), Cell(check.text), Cell(plain(check.group))]
+            [
+                Cell(check.name),
+                Cell(word, sort=rank, tone=tone, mark=mark),
+                Cell(check.text),
+                Cell(plain(check.group), tone="muted"),
+            ]
         )
     columns = [Column("Check"), Column("Result"), Column("What was found", sorts=False), Column("Kind")]
-    return Table(caption, columns, rows)
+    return Table(caption, columns, rows, kind="stack")
 
 
 def headline(context: Context) -> Section:
@@ -134,7 +139,7 @@ def _tile(context: Context, target: str) -> Tile | None:
     metric = metric_name(row.metric)
     said = "; ".join(line.note for line in lines)
     chart = forest(f"{metric} of {target} by system", said, lines) if len(lines) > 1 else None
-    return Tile(target, f"{metric} {arrow(row.higher_is_better)}".rstrip(), num(model.value), interval(model), chips, chart, note)  # fmt: skip
+    return Tile(target, directed(metric, row.higher_is_better), num(model.value), interval(model), chips, chart, note)  # fmt: skip
 
 
 def _table(context: Context, caption: str, rows: list[FigureRow], *, whole: bool = False) -> Table:
@@ -149,7 +154,7 @@ def _table(context: Context, caption: str, rows: list[FigureRow], *, whole: bool
     for row in rows:
         line = [
             Cell(row.target, note="" if whole else f"{count(row.rows)} rows"),
-            Cell(f"{metric_name(row.metric)} {arrow(row.higher_is_better)}".rstrip(), sort=row.metric),
+            Cell(directed(metric_name(row.metric), row.higher_is_better), sort=row.metric),
             *context.figure_cells(row.systems, row.differences, row.higher_is_better, systems, compared),
         ]
         if whole:

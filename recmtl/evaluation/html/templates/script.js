@@ -85,6 +85,10 @@
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) entry.isIntersecting ? seen.add(entry.target.id) : seen.delete(entry.target.id);
     const first = Array.from(links.keys()).find((id) => seen.has(id));
+    if (first) {
+      const strip = links.get(first).closest("ul");
+      if (strip.scrollWidth > strip.clientWidth) strip.scrollLeft = links.get(first).offsetLeft - strip.offsetLeft - 40;
+    }
     links.forEach((link, id) => id === first ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current"));
   }, { rootMargin: "-15% 0px -60% 0px" });
   all("main > section").forEach((section) => watcher.observe(section));
