@@ -48,8 +48,8 @@ def warm_start_job(job: Job, model: Model) -> None:
     for warning in found.warnings:
         job.progress.warn(warning)
     job.progress.say(
-        f"begins at {redact(wanted)} ({before.contents.digest[:12]}): {found.ids:,} ids carried, {found.new_ids:,} new, "
-        f"{found.forgotten_ids:,} forgotten; {found.tensors} dense tensors carried, {len(found.fresh)} fresh"
+        f"begins at {redact(wanted)} ({before.contents.digest[:12]}): {found.ids:,} ids carried, {found.new_ids:,} new,"
+        f" {found.forgotten_ids:,} forgotten; {found.tensors} dense tensors carried, {len(found.fresh)} fresh"
     )
     job.tracker.tags({"recmtl.warm_start": before.contents.digest})
 
