@@ -1,15 +1,20 @@
-"""A store made once and copied: MLflow takes seconds to make its tables."""
+"""A store made once and copied: MLflow takes seconds to make its tables. And reports made by hand."""
 
+import hashlib
+import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from recmtl.findings import About, DataCard, Difference, Figure, FigureRow, Report, Verdict
+from recmtl.metrics import METRICS
 from recmtl.progress import Silent
 from recmtl.tracking.base import store_uri
-from recmtl.tracking.client import connect, quietly
+from recmtl.tracking.client import connect, globally, quietly
+from recmtl.tracking.gate import verdict_tags
 from recmtl.tracking.mlflow_tracker import MlflowTracker
 
 
@@ -52,3 +57,113 @@ def make_tracker(tmp_path: Path) -> Iterator[Callable[..., MlflowTracker]]:
     yield make
     for tracker in made:
         tracker.kill()
+
+
+TASKS = [
+    {"name": "click", "kind": "binary", "label": "click"},
+    {"name": "purchase", "kind": "binary", "label": "purchase", "parent": "click"},
+    {"name": "stars", "kind": "ordinal", "label": "stars", "levels": [1, 2, 3]},
+]
+
+
+def row(target: str, metric: str, value: float | None, champion: float | None = None, half: float = 0.002) -> FigureRow:
+    """A metric of the model and, where there is one, the champion; intervals of the figure and of the difference are
+    ``half`` to either side."""
+
+    def figure(kind: type[Figure], at: float | None) -> Any:
+        return kind() if at is None else kind(value=at, low=at - half, high=at + half)
+
+    there = champion is not None and value is not None
+    return FigureRow(
+        target=target,
+        task=target.partition("_given_")[0],
+        metric=metric,
+        higher_is_better=METRICS[metric].higher_is_better,
+        rows=1000,
+        systems={"model": figure(Figure, value), **({"champion": figure(Figure, champion)} if there else {})},
+        differences={"champion": figure(Difference, value - champion)} if there else {},  # type: ignore[operator]
+        method="by hand",
+    )
+
+
+def report_of(
+    *figures: FigureRow,
+    champion: bool | str = True,
+    model: str = "a" * 64,
+    decision: Any = "not judged",
+    **sections: Any,
+) -> Report:
+    """A report; ``champion``: whether one was compared with, or the hash of its package."""
+    models = {"model": model, **({"champion": champion if isinstance(champion, str) else "c" * 64} if champion else {})}
+    reasons = {"promote": ("Better than the champion.",), "refuse": ("Worse than the champion.",)}.get(decision, ())
+    return Report(
+        about=About(
+            name="demo",
+            created="2026-01-02T03:04:05+00:00",
+            version="0.1.0",
+            split="test",
+            models=models,
+            systems=tuple(models),
+        ),
+        verdict=Verdict(decision=decision, reasons=reasons),
+        figures=figures,
+        data=DataCard(
+            name="demo",
+            source="synthetic",
+            fingerprint="f" * 64,
+            statistics="s" * 64,
+            splits={"train": {"rows": 8000, "time_range": ["2026-01-01", "2026-01-07"]}, "test": {"rows": 1000}},
+        ),
+        config={"tasks": TASKS},
+        **sections,
+    )
+
+
+@pytest.fixture(scope="session")
+def figure_row() -> Callable[..., FigureRow]:
+    return row
+
+
+@pytest.fixture(scope="session")
+def make_report() -> Callable[..., Report]:
+    return report_of
+
+
+def publish(uri: str, name: str, report: Report | None, folder: Path) -> int:
+    """A version with a verdict but without a package, which moving aliases does not need."""
+    client = connect(uri)
+    digest = "a" * 64 if report is None else report.about.models["model"]
+    tags = {"recmtl.package": digest}
+    with quietly(), globally(uri):
+        found = client.get_experiment_by_name("judged")
+        artifacts = None if uri.startswith("http") else (folder / "artifacts").as_uri()
+        experiment = found.experiment_id if found else client.create_experiment("judged", artifact_location=artifacts)
+        logged = client.create_logged_model(experiment, name="model", tags=tags)
+        if report is not None:
+            data = json.dumps(report.model_dump(mode="json")).encode()
+            hash_ = hashlib.sha256(data).hexdigest()
+            path = folder / f"{hash_}.json"
+            path.write_bytes(data)
+            client.log_model_artifact(logged.model_id, str(path), "reports")
+            tags |= verdict_tags(report) | {"recmtl.gate.report": hash_}
+        client.finalize_logged_model(logged.model_id, "READY")
+        if name not in [one.name for one in client.search_registered_models()]:
+            client.create_registered_model(name)
+        source = f"models:/{logged.model_id}"
+        return int(client.create_model_version(name, source, tags=tags, model_id=logged.model_id).version)
+
+
+@pytest.fixture(scope="session")
+def publisher() -> Callable[..., int]:
+    return publish
+
+
+@pytest.fixture
+def aliases(client: Any) -> Callable[..., Mapping[str, int]]:
+    """Where MLflow has a model's aliases."""
+
+    def of(name: str = "ranker") -> dict[str, int]:
+        with quietly():
+            return {alias: int(at) for alias, at in client.get_registered_model(name).aliases.items()}
+
+    return of
