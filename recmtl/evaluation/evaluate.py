@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recmtl.evaluation.score import Scored
+from recmtl.evaluation.spill import read
 from recmtl.metrics import METRICS, Examples, metrics_for
-from recmtl.metrics.base import FloatArray
 from recmtl.metrics.user_auc import users_with_both
 from recmtl.tasks import Task, Tasks
 
-__all__ = ["Target", "TaskMetrics", "Values", "evaluate", "examples", "measure", "targets"]
+__all__ = ["Target", "TaskMetrics", "Values", "evaluate", "examples", "measure", "predictions", "targets"]
 
 Values = dict[str, float | int | None]
 """Metric to value: ``rows``, for binary tasks ``positives`` and ``user_auc_users``, then every metric of the kind; None
@@ -39,11 +39,13 @@ class Target:
     given: str | None = None
     """The parent that is positive on its rows."""
 
-    def rows(self, scored: Scored) -> NDArray[np.bool_]:
-        """(N,): the rows that count."""
-        observed = scored.observed[self.task.name]
+    def rows(self, scored: Scored, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """(stop − start,): which rows count, of all of them or of a piece."""
+        end = len(scored) if stop is None else stop
+        observed: NDArray[np.bool_] = read(scored.observed[self.task.name], start, end)
         if self.given is not None:
-            observed = observed & scored.observed[self.given] & (scored.labels[self.given] == 1)
+            parent = read(scored.labels[self.given], start, end) == 1
+            observed = observed & read(scored.observed[self.given], start, end) & parent
         return observed
 
 
@@ -60,24 +62,38 @@ def targets(tasks: Tasks) -> tuple[Target, ...]:
     return tuple(found)
 
 
-def examples(scored: Scored, target: Target, prediction: FloatArray | None = None) -> Examples:
+def examples(
+    scored: Scored,
+    target: Target,
+    prediction: NDArray[np.floating] | None = None,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+) -> Examples:
     """The rows on which a target is judged.
 
     Args:
         scored: a split's rows, N of them.
         target: which line.
-        prediction: (N,) or (N, C): judge these in place of the model's (a baseline, the truth).
+        prediction: (N,) or (N, C): judge these in place of the model's (a baseline, the truth, another system).
+        start: the first row of a piece, of whose rows alone ``prediction`` is then.
+        stop: the row after its last one.
     """
-    rows = target.rows(scored)
-    if prediction is None:
-        columns = [scored.predictions[name].astype(np.float64) for name in target.columns]
-        prediction = np.stack(columns, axis=1) if target.task.kind == "multiclass" else columns[0]
-    label = scored.labels[target.task.name][rows].astype(np.float64)
+    end = len(scored) if stop is None else stop
+    rows = np.flatnonzero(target.rows(scored, start, end))
+    predicted = predictions(scored, target, start, end) if prediction is None else prediction
+    label = read(scored.labels[target.task.name], start, end)[rows].astype(np.float64)
     levels = None if target.task.levels is None else np.array(target.task.levels)
     if levels is not None:
         label = levels[label.astype(np.intp)]
-    group = None if scored.group is None else scored.group[rows]
-    return Examples(prediction[rows], label, group, levels=levels)
+    group = None if scored.group is None else read(scored.group, start, end)[rows]
+    return Examples(predicted[rows].astype(np.float64), label, group, levels=levels)
+
+
+def predictions(scored: Scored, target: Target, start: int, stop: int) -> NDArray[np.float32]:
+    """(stop − start,), or (stop − start, C) for multiclass: what the system that scored them predicts for a piece."""
+    columns = [read(scored.predictions[name], start, stop) for name in target.columns]
+    return np.stack(columns, axis=1) if target.task.kind == "multiclass" else columns[0]
 
 
 def measure(rows: Examples, task: Task, names: Sequence[str] | None = None) -> Values:

@@ -1,9 +1,9 @@
 """Columns on disk: a split's predictions and labels when they are too many for memory.
 
 In: arrays, piece by piece. Out: read-only memory maps of the whole columns, which
-:class:`~recmtl.evaluation.score.Scored` holds in place of arrays, and :func:`read`, which takes a piece of a column from
-its file. Reading by the file and not through the map keeps the process small: pages of a map that were touched count as
-its memory until the system wants them back.
+:class:`~recmtl.evaluation.score.Scored` holds in place of arrays, and :func:`read`, which takes a piece of one from its
+file. Reading by the file and not through the map keeps the process small: pages of a map that were touched count as its
+memory until the system wants them back.
 """
 
 import mmap

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from recmtl.metrics.base import Additive, Examples, FloatArray, Metric, Weighted, dot
 
-__all__ = ["USER_AUC", "users_with_both"]
+__all__ = ["USER_AUC", "Pairs", "users_with_both"]
 
 
-class _Pairs:
+class Pairs:
     """Each user's pairs of a positive and a negative row, over the U users who have both."""
 
     def __init__(self, group: NDArray[np.int64], examples: Examples) -> None:
@@ -66,7 +66,7 @@ class _Pairs:
 def _prepare(examples: Examples) -> Weighted:
     if examples.group is None:
         return lambda weight: None
-    pairs = _Pairs(examples.group, examples)
+    pairs = Pairs(examples.group, examples)
 
     def user_auc(weight: FloatArray) -> float | None:
         auc, size = pairs.at(weight)
@@ -78,7 +78,7 @@ def _prepare(examples: Examples) -> Weighted:
 def _influence(examples: Examples) -> FloatArray | None:
     if examples.group is None:
         return None
-    pairs = _Pairs(examples.group, examples)
+    pairs = Pairs(examples.group, examples)
     if not pairs.rows.size:
         return None
     influence = np.zeros(len(examples))
@@ -93,7 +93,7 @@ def _terms(examples: Examples) -> tuple[FloatArray, FloatArray]:
     """
     shares, counts = np.zeros((2, len(examples)))
     if examples.group is not None and len(examples):
-        pairs = _Pairs(examples.group, examples)
+        pairs = Pairs(examples.group, examples)
         auc, _ = pairs.at(np.ones(len(examples)))
         shares[pairs.rows], counts[pairs.rows] = auc[pairs.user_of], 1
     return shares, counts
