@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Field
 
 from recmtl.balancing.base import Balancer, BalancerKind
-from recmtl.balancing.cut import Cut
+from recmtl.balancing.cut import Cut, task_cosines
 from recmtl.balancing.dwa import DynamicWeightAverage, DynamicWeightAverageConfig
 from recmtl.balancing.fixed import Fixed, FixedConfig
 from recmtl.balancing.gradnorm import GradNorm, GradNormConfig
@@ -18,7 +18,7 @@ from recmtl.balancing.torchjd_upgrad import UPGrad, UPGradConfig
 from recmtl.balancing.uncertainty import Uncertainty, UncertaintyConfig
 from recmtl.settings import Settings
 
-__all__ = ["BALANCERS", "AnyBalancer", "Balancer", "BalancerKind", "Cut", "build_balancer"]
+__all__ = ["BALANCERS", "AnyBalancer", "Balancer", "BalancerKind", "Cut", "build_balancer", "task_cosines"]
 
 BALANCERS: dict[str, BalancerKind] = {
     "fixed": BalancerKind(FixedConfig, Fixed),

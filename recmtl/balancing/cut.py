@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from recmtl.group import ONE, Group
 
-__all__ = ["Cut", "TaskGradients", "weighted_backward"]
+__all__ = ["Cut", "TaskGradients", "task_cosines", "weighted_backward"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,40 @@ class TaskGradients:
         for parameter, gradient in zip(targets[1:], combined[1:], strict=True):
             parameter.grad = _sum(parameter.grad, gradient)
         self._cut.through_the_tables(combined[0])
+
+
+def task_cosines(losses: Mapping[str, Tensor], cut: Cut) -> Tensor:
+    """How the tasks' gradients lie to each other over the leaf's learned columns and the shared dense parameters.
+
+    T backwards down to the cut; no ``.grad`` is touched, nothing goes through the tables, and the graph stays for the
+    step's own backward. Every rank calls it at the same step.
+
+    Args:
+        losses: task to scalar loss.
+        cut: the step; its leaf may be ``pooled`` itself.
+
+    Returns:
+        (T, T) float64 cosines; NaN where a task's gradient is 0: it has no observed row in the batch, or reaches
+        nothing that is shared.
+    """
+    targets = tuple(tensor for tensor in (cut.leaf, *cut.shared) if tensor.requires_grad)
+    if not targets:
+        return torch.full((len(losses), len(losses)), torch.nan, dtype=torch.float64)
+    has_leaf = targets[0] is cut.leaf
+    rows: list[list[Tensor]] = [[] for _ in targets]
+    for loss in losses.values():
+        for row, target, gradient in zip(rows, targets, _gradients(loss, targets), strict=True):
+            row.append(torch.zeros_like(target) if gradient is None else gradient)
+    gramian_TT = torch.zeros(len(losses), len(losses), dtype=torch.float64, device=cut.leaf.device)
+    stacked = [torch.stack(row) for row in rows]
+    if has_leaf:
+        gramian_TT += _products(stacked[0][..., : cut.learned_dim])
+    gramian_TT = cut.group.sum(gramian_TT)
+    for shared in cut.group.sums(stacked[has_leaf:]):
+        gramian_TT = gramian_TT + _products(shared)
+    norms_T = gramian_TT.diagonal().sqrt()
+    norms_T = torch.where(norms_T > 0, norms_T, torch.nan)
+    return gramian_TT / norms_T.outer(norms_T)
 
 
 def _products(gradient: Tensor) -> Tensor:

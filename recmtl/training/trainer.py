@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recmtl.balancing import Balancer, Cut
+from recmtl.balancing import Balancer, Cut, task_cosines
 from recmtl.batch import Batch
 from recmtl.errors import RunError, UserError
 from recmtl.features import Pieces
@@ -84,7 +84,9 @@ class Trained:
     validation: dict[str, dict[str, float | None]]
     """Validation metrics of the chosen epoch."""
     history: list[dict[str, Any]]
-    """One entry an epoch: ``epoch``, ``step``, ``train`` (task to mean loss), ``validation``, ``score``."""
+    """One entry an epoch: ``epoch``, ``step``, ``train`` (task to mean loss), ``validation``, ``score`` and, where
+    gradients were looked at, ``conflicts`` (ONE/OTHER to ``cosine``, the mean, ``looks`` and how many were
+    ``negative``)."""
     seconds: float
     """Time in training and validation, over all processes that took part."""
     resumed: bool = False
@@ -150,6 +152,8 @@ class _Position:
     best_epoch: int = 0
     best_score: float | None = None
     epochs_since_best: int = 0
+    conflicts: dict[str, list[float]] = field(default_factory=dict)
+    """This epoch's cosines between tasks' gradients: ONE/OTHER to their sum, how many, how many below 0."""
 
 
 class _Trainer:
@@ -246,7 +250,9 @@ class _Trainer:
         try:
             x_BD, leaf_BD, losses, auxiliary = self._forward(batch, rows_T)
             self.health.see({**losses, **auxiliary})
-            weights = self.balancer.backward(losses, auxiliary, self._cut(x_BD, leaf_BD))
+            cut = self._cut(x_BD, leaf_BD)
+            self._look_at_conflicts(losses, cut)
+            weights = self.balancer.backward(losses, auxiliary, cut)
             self._sum_gradients()
             gradient_norm = self._clip()
             self.health.see({_DENSE: gradient_norm}, alike=True)
@@ -280,8 +286,10 @@ class _Trainer:
                 "train": {task: loss for task, loss in mean_losses.items() if not math.isnan(loss)},
                 "validation": metrics,
                 "score": score,
+                **self._conflicts_so_far(),
             }
         )
+        position.conflicts = {}
         self._tell_epoch(position.history[-1])
         self.save()
 
@@ -338,6 +346,30 @@ class _Trainer:
     def _cut(self, x_BD: Tensor, leaf_BD: Tensor) -> Cut:
         learned = self.model.features.learned_dim
         return Cut(x_BD, leaf_BD, self.shared, self.specific, self.last_shared, learned, self.group)
+
+    def _look_at_conflicts(self, losses: Mapping[str, Tensor], cut: Cut) -> None:
+        """Every so many steps: the cosines between the tasks' gradients, told and kept for the epoch's entry."""
+        every, step = self.config.log_conflicts_every, self.position.step + 1
+        if not every or step % every or len(losses) < 2:
+            return
+        cosines = task_cosines(losses, cut).tolist()
+        values = {
+            f"{one}/{other}": cosines[row][column]
+            for row, one in enumerate(losses)
+            for column, other in enumerate(losses)
+            if row < column and math.isfinite(cosines[row][column])
+        }
+        for pair, cosine in values.items():
+            total, looks, negative = self.position.conflicts.get(pair, [0.0, 0, 0])
+            self.position.conflicts[pair] = [total + cosine, looks + 1, negative + (cosine < 0)]
+        self.tracker.metrics({f"conflict/{pair}": cosine for pair, cosine in values.items()}, step)
+
+    def _conflicts_so_far(self) -> dict[str, Any]:
+        found = {
+            pair: {"cosine": total / looks, "looks": looks, "negative": negative}
+            for pair, (total, looks, negative) in self.position.conflicts.items()
+        }
+        return {"conflicts": found} if found else {}
 
     def _sum_gradients(self) -> None:
         """Of all that every rank holds alike: dense parameters, a balancer's own, plain tables."""

@@ -46,6 +46,7 @@ CASES = {
         },
         "sparse": {"optimizer": "sgd", "lr": 1.0},
     },
+    "looked-at": {"balancer": "fixed", "sparse": {"optimizer": "rowwise_adagrad", "lr": 0.1}, "log_conflicts_every": 1},
     "clipped": {"balancer": "dwa", "sparse": {"optimizer": "sgd", "lr": 1.0}, "clip_norm": 0.05},
 }
 
@@ -83,6 +84,7 @@ def train_case(name, folder, group=ONE, **settings):
         sparse=case["sparse"],
         dense={"optimizer": "sgd", "lr": 0.2},
         clip_norm=case.get("clip_norm"),
+        log_conflicts_every=case.get("log_conflicts_every", 0),
         **settings,
     )
     small.tower = case.get("tower", MMOE)
