@@ -17,12 +17,13 @@ from recmtl.evaluation.score import Scored
 from recmtl.metrics.base import FloatArray
 from recmtl.tasks import Tasks
 
-__all__ = ["Truth", "main_effects", "optimum", "share_of_attainable", "true_predictions"]
+__all__ = ["RANKING", "Truth", "main_effects", "optimum", "share_of_attainable", "true_predictions"]
 
 Truth = Mapping[str, NDArray[np.floating]]
 """``label:COLUMN``, ``given:COLUMN`` and ``main:COLUMN`` to (N,), aligned with the scored rows."""
 
-_RANKING = ("auc", "user_auc", "pr_auc")
+RANKING = ("auc", "user_auc", "pr_auc")
+"""The metrics by which main effects are judged."""
 
 
 def true_predictions(scored: Scored, target: Target, truth: Truth, *, role: str | None = None) -> FloatArray | None:
@@ -59,7 +60,7 @@ def main_effects(scored: Scored, tasks: Tasks, truth: Truth) -> TaskMetrics:
     for target in targets(tasks):
         prediction = true_predictions(scored, target, truth, role="main") if target.given is None else None
         if prediction is not None:
-            found[target.key] = measure(examples(scored, target, prediction), target.task, _RANKING)
+            found[target.key] = measure(examples(scored, target, prediction), target.task, RANKING)
     return found
 
 

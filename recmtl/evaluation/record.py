@@ -13,22 +13,18 @@ In: scored splits. Out: a dict of JSON's own types::
     reliability                       {TASK: [[rows, mean prediction, mean label], …]} by tenths of the predictions
     bootstrap                         what the intervals were made of
 
-A value that is undefined is None.
+A value that is undefined is None. The figures are those of :mod:`recmtl.evaluation.figures`, measured here where they
+are not given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from recmtl.evaluation.baseline import baseline, baseline_predictions
-from recmtl.evaluation.evaluate import Target, TaskMetrics, evaluate, examples, targets
-from recmtl.evaluation.intervals import Resampled, Sample, bootstrap, clusters_of, interval, paired
-from recmtl.evaluation.optimum import Truth, main_effects, optimum, share_of_attainable, true_predictions
+from recmtl.evaluation.figures import NOT_RESAMPLED, Measurements, measure_systems
+from recmtl.evaluation.intervals import IntervalsConfig
+from recmtl.evaluation.optimum import Truth
 from recmtl.evaluation.score import Scored
-from recmtl.metrics import METRICS, metrics_for
-from recmtl.metrics.base import FloatArray
-from recmtl.metrics.ece import reliability
+from recmtl.findings import Figure, FigureRow
 from recmtl.statistics import Statistics
 from recmtl.tasks import Tasks
 
@@ -37,16 +33,10 @@ __all__ = ["CONFIDENCE", "NOT_RESAMPLED", "REPLICATES", "evaluation_record"]
 CONFIDENCE = 0.95
 """Of all intervals."""
 REPLICATES = 300
-"""Draws of the bootstrap: the ends of a 95 % interval are then uncertain by about a tenth of its width."""
-RELIABILITY_BINS = 10
-"""Rows of a calibration table."""
-NOT_RESAMPLED = frozenset({"ece"})
-"""A mean of absolute values, which a resampled noise only raises: its percentiles would lie above the figure."""
+"""Draws of the bootstrap where no settings are given."""
 _RANKING = frozenset({"auc", "user_auc", "pr_auc", "spearman", "macro_auc"})
-"""Constant where predictions are, as the baseline's: not worth resampling."""
-
+"""The baseline's intervals of these are left out: they would say nothing."""
 _SYSTEMS = ("model", "baseline", "optimum")
-_Key = tuple[str, str]
 
 
 def evaluation_record(
@@ -57,6 +47,7 @@ def evaluation_record(
     *,
     replicates: int = REPLICATES,
     seed: int = 0,
+    measured: Mapping[str, Measurements] | None = None,
 ) -> dict[str, Any]:
     """Measure every split, and the last one (test before validation) with intervals.
 
@@ -67,105 +58,80 @@ def evaluation_record(
         truth: synthetic logs: split to truth, aligned with its rows.
         replicates: draws of the bootstrap; 0: no intervals.
         seed: of the bootstrap.
+        measured: split to what was measured of it already, with the model as system ``model``: nothing is computed for
+            it again, and ``replicates`` and ``seed`` are not read.
     """
+    last = next((split for split in ("test", "validation") if split in scored), None)
+    measurements: dict[str, Measurements] = {}
     record: dict[str, Any] = {}
     for split, rows in scored.items():
-        known = (truth or {}).get(split)
-        record[split] = evaluate(rows, tasks)
-        by_system = {"baseline": baseline(rows, tasks, statistics)}
-        if known:
-            by_system["optimum"] = optimum(rows, tasks, known)
+        known = (measured or {}).get(split)
+        if known is None:
+            draws = replicates if split == last else 0
+            settings = IntervalsConfig(draws=draws, seed=seed, confidence=CONFIDENCE)
+            known = measure_systems({"model": rows}, tasks, statistics, (truth or {}).get(split), settings)
+        measurements[split] = known
+        record[split] = known.values("model")
+        by_system = {"baseline": known.values("baseline")}
+        if (truth or {}).get(split):
+            by_system["optimum"] = known.values("optimum")
         prefix = "" if split == "test" else f"{split}_"
         record |= {f"{prefix}{system}": values for system, values in by_system.items()}
-    last = next((split for split in ("test", "validation") if split in scored), None)
     if last is None:
         return record
     if last != "test":
         record |= {system: record[f"{last}_{system}"] for system in _SYSTEMS[1:] if f"{last}_{system}" in record}
-    return {**record, "evaluated_on": last} | _in_depth(
-        record, scored[last], last, tasks, statistics, (truth or {}).get(last), replicates, seed
-    )
+    return {**record, "evaluated_on": last} | _in_depth(measurements[last], bool((truth or {}).get(last)))
 
 
-def _in_depth(
-    record: Mapping[str, Any],
-    scored: Scored,
-    split: str,
-    tasks: Tasks,
-    statistics: Statistics,
-    truth: Truth | None,
-    replicates: int,
-    seed: int,
-) -> dict[str, Any]:
-    found: dict[str, Any] = {"reliability": _reliability(scored, tasks)}
-    if truth:
-        found["main_effects"] = main_effects(scored, tasks, truth)
-        found["share_of_attainable"] = _shares(record[split], record["optimum"])
-    if replicates:
-        cluster, clusters = clusters_of(scored.group, len(scored))
-        samples = []
-        for target in targets(tasks):
-            for system, prediction in _systems(scored, target, statistics, truth).items():
-                skipped = NOT_RESAMPLED | (_RANKING if system == "baseline" else frozenset())
-                names = [metric.name for metric in metrics_for(target.task.kind) if metric.name not in skipped]
-                rows = examples(scored, target, prediction)
-                samples.append(Sample((system, target.key), rows, cluster[target.rows(scored)], names))
-        drawn = bootstrap(samples, clusters, replicates=replicates, seed=seed)
-        found["intervals"] = _intervals(drawn, samples)
+def _in_depth(measured: Measurements, known: bool) -> dict[str, Any]:
+    rows = measured.figures()
+    found: dict[str, Any] = {
+        "reliability": {
+            one.target.key: [list(each) for each in one.reliability]
+            for one in measured.measured
+            if one.target.task.kind != "multiclass"
+        }
+    }
+    if known:
+        found["main_effects"] = measured.main_effects
+        found["share_of_attainable"] = {
+            row.target: None if row.share_of_attainable is None else row.share_of_attainable.value
+            for row in rows
+            if row.metric == "auc" and "optimum" in row.systems
+        }
+    settings = measured.settings
+    if settings.draws:
+        found["intervals"] = _intervals(rows)
         found["bootstrap"] = {
-            "replicates": replicates,
-            "seed": seed,
-            "confidence": CONFIDENCE,
-            "drawn": "rows" if scored.group is None else "users",
-            "clusters": clusters,
+            "replicates": settings.draws,
+            "seed": settings.seed,
+            "confidence": settings.confidence,
+            "drawn": "users" if measured.by_user else "rows",
+            "clusters": measured.clusters,
+            "method": measured.method,
         }
     return found
 
 
-def _systems(
-    scored: Scored, target: Target, statistics: Statistics, truth: Truth | None
-) -> dict[str, FloatArray | None]:
-    """System → its predictions; None: the model's own, which the rows hold."""
-    found: dict[str, FloatArray | None] = {"model": None}
-    constant = baseline_predictions(len(scored), target, statistics)
-    if constant is not None:
-        found["baseline"] = constant
-    true = None if not truth else true_predictions(scored, target, truth)
-    if true is not None:
-        found["optimum"] = true
-    return found
-
-
-def _intervals(drawn: Resampled[_Key], samples: list[Sample[_Key]]) -> dict[str, Any]:
+def _intervals(rows: Sequence[FigureRow]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for sample in samples:
-        system, key = sample.key
-        for metric in sample.metrics:
-            found.setdefault(system, {}).setdefault(key, {})[metric] = _ends(drawn[sample.key, metric])
-            if system != "model" and METRICS[metric].higher_is_better is not None:
-                difference = paired(drawn, ("model", key), sample.key, metric)
-                found.setdefault(f"model_minus_{system}", {}).setdefault(key, {})[metric] = _ends(difference)
-        if system == "optimum" and "auc" in sample.metrics:
-            best = drawn[sample.key, "auc"] - 0.5
-            share = (drawn[("model", key), "auc"] - 0.5) / np.where(best > 0, best, np.nan)
-            found.setdefault("share_of_attainable", {})[key] = _ends(share)
+
+    def put(system: str, row: FigureRow, figure: Figure) -> None:
+        ends = None if figure.low is None or figure.high is None else [figure.low, figure.high]
+        found.setdefault(system, {}).setdefault(row.target, {})[row.metric] = ends
+
+    for row in rows:
+        for system in _SYSTEMS:
+            if system not in row.systems or row.metric in NOT_RESAMPLED:
+                continue
+            if system == "baseline" and row.metric in _RANKING:
+                continue
+            put(system, row, row.systems[system])
+            if system in row.differences:
+                put(f"model_minus_{system}", row, row.differences[system])
+        if row.metric == "auc" and "optimum" in row.systems:
+            share = row.share_of_attainable or Figure()
+            ends = None if share.low is None or share.high is None else [share.low, share.high]
+            found.setdefault("share_of_attainable", {})[row.target] = ends
     return found
-
-
-def _ends(values: FloatArray) -> list[float] | None:
-    found = interval(values, CONFIDENCE)
-    return None if found is None else list(found)
-
-
-def _shares(model: TaskMetrics, best: TaskMetrics) -> dict[str, float | None]:
-    return {
-        key: share_of_attainable(model[key]["auc"], values["auc"]) for key, values in best.items() if "auc" in values
-    }
-
-
-def _reliability(scored: Scored, tasks: Tasks) -> dict[str, list[list[float]]]:
-    return {
-        target.key: [list(one) for one in reliability(examples(scored, target), RELIABILITY_BINS)]
-        for target in targets(tasks)
-        if target.task.kind != "multiclass"
-    }
