@@ -70,14 +70,14 @@ from recmtl.etl.sources.event_log import (
     with_label,
 )
 from recmtl.etl.sources.synthetic import SyntheticConfig, default_features, event_log_config, write_logs
-from recmtl.manifest import Columns, file_hash
+from recmtl.manifest import Columns, Manifest, file_hash
 from recmtl.progress import Progress
 from recmtl.schema import Feature
 from recmtl.settings import Settings
-from recmtl.statistics import NumberStatistics
+from recmtl.statistics import Statistics
 from recmtl.tasks import Task, Tasks
 
-__all__ = ["DailyConfig", "Updated", "bounds", "prepare_day", "update"]
+__all__ = ["DailyConfig", "Updated", "bounds", "prepare_day", "store_of", "update"]
 
 SPLIT_COLUMN = "split:day"
 """Which split a row is in."""
@@ -89,13 +89,13 @@ _FORMAT = 1
 _DAY = timedelta(days=1)
 _UTC = pl.Datetime("us", "UTC")
 _ROW_GROUP = 1 << 17
+_BESIDE = {"store", "moments", "champion_date", "keep", "warm_start", "fixed"}
+"""Fields that do not shape a dataset, or whose content does."""
 
 
 class DailyConfig(Settings):
     """The daily pipeline: what a day trains on, and what it is judged on."""
 
-    date: Date | None = None
-    """The day of evaluation; the pipeline sets it."""
     history: int = Field(default=30, ge=2)
     """Days before it whose rows train and validate."""
     validation: int = Field(default=1, ge=1)
@@ -109,13 +109,21 @@ class DailyConfig(Settings):
     """Where a day begins and ends."""
     store: Path | None = None
     """The folder of the days; by default data/days/NAME."""
-    champion: str = Field(default="champion", min_length=1)
-    """The alias of the model to beat, and to begin from."""
+    warm_start: bool = True
+    """Whether training begins at the champion's values."""
+    keep: int = Field(default=3, ge=0)
+    """Of how many finished days the prepared rows and checkpoints stay; packages, reports and summaries always do."""
     champion_date: Date | None = None
-    """As of which day the champion was trained. The pipeline knows it of champions that it trained itself; of another
-    one say the day after its last training rows."""
+    """As of which day the champion was trained, where its package does not say: the pipeline's own say it, of another
+    one give the day after its last training rows."""
+    date: Date | None = None
+    """The day of evaluation; the pipeline sets it, and what follows."""
+    fixed: bool = False
+    """Whether the prepared rows that are there are the day's, whatever came to the logs since."""
+    judge_held_out: bool = True
+    """Whether the champion left the same held-out rows alone; where it did not, they are in no split."""
     moments: Path | None = None
-    """The statistics by whose means and deviations numbers are standardised; the pipeline sets it to the champion's, so
+    """The statistics by whose means and deviations numbers are standardised, as long as they fit: the champion's, so
     that a warm start computes what the champion does."""
 
     @model_validator(mode="after")
@@ -174,8 +182,6 @@ def prepare_day(
     *,
     name: str,
     folder: Path | None = None,
-    numbers: Mapping[str, NumberStatistics] | None = None,
-    judge_held_out: bool = True,
     progress: Progress,
 ) -> Prepared:
     """The dataset as of ``daily.date``, built unless it is there; the store is brought up to the logs first.
@@ -184,30 +190,30 @@ def prepare_day(
         data: the source and what to keep; its split is not read.
         features, tasks, name, folder, progress: as :func:`recmtl.etl.prepare.prepare` has them.
         daily: the day and what surrounds it.
-        numbers: feature to the moments by which it is to be standardised, as the champion does.
-        judge_held_out: whether the champion, too, left the held-out rows alone; if not they are in no split.
 
     Raises:
         UserError: the config or the data are wrong; there are no rows to train or to validate on.
         RunError: the logs hold nothing of that day yet.
     """
     assert daily.date is not None
-    store = daily.store or Path("data") / "days" / name
+    if daily.fixed and (found := _as_it_is(data, features, tasks, name=name, folder=folder, progress=progress)):
+        return found
+    store = store_of(daily, name)
     wanted = frozenset(task.label for task in tasks)
+    numbers = {} if daily.moments is None else Statistics.load(daily.moments).numbers
     with _held(store, progress):
 
         def origin() -> Origin:
             days = _Days(_event_log(data.source, progress), daily, store, progress, wanted)
             days.update()
-            dataset = _Dataset(days, data, tasks, daily, judge_held_out=judge_held_out)
+            dataset = _Dataset(days, tasks, daily)
             described = {
                 "version": VERSION,
                 "data": data.model_dump(mode="json", exclude={"prepared", "split"}),
                 "features": None if features is None else [feature.model_dump(mode="json") for feature in features],
                 "tasks": [task.model_dump(mode="json") for task in tasks],
-                "daily": daily.model_dump(mode="json", exclude={"store", "moments", "champion", "champion_date"}),
-                "numbers": {feature: repr(moments) for feature, moments in (numbers or {}).items()},
-                "judge_held_out": judge_held_out,
+                "daily": daily.model_dump(mode="json", exclude=_BESIDE),
+                "numbers": {feature: repr(moments) for feature, moments in numbers.items()},
                 "inputs": dataset.hashes,
             }
             recommended = default_features(data.source) if isinstance(data.source, SyntheticConfig) else ()
@@ -216,10 +222,37 @@ def prepare_day(
                 hashes=dataset.hashes,
                 read=lambda work: dataset.read(work, recommended),
                 unchanged=days.unchanged,
-                numbers=numbers or {},
+                numbers=numbers,
             )
 
         return prepare_from(origin, data, features, tasks, name=name, folder=folder, progress=progress)
+
+
+def store_of(daily: DailyConfig, name: str) -> Path:
+    """The folder of the days."""
+    return daily.store or Path("data") / "days" / name
+
+
+def _as_it_is(
+    data: DataConfig,
+    features: Sequence[Feature] | None,
+    tasks: Sequence[Task],
+    *,
+    name: str,
+    folder: Path | None,
+    progress: Progress,
+) -> Prepared | None:
+    """The dataset that is there, its files checked against its manifest; None where there is none."""
+    place = folder or data.prepared or Path("data") / "prepared" / name
+    if not (place / "manifest.json").is_file():
+        return None
+    fingerprint = Manifest.read_from(place).fingerprint
+
+    def damaged(_: Path) -> LabelledLog:
+        raise RunError(f"{place}: the day's prepared rows are damaged; --overwrite begins the day anew")
+
+    origin = Origin(fingerprint, {}, read=damaged, unchanged=lambda: True)
+    return prepare_from(lambda: origin, data, features, tasks, name=name, folder=folder, progress=progress)
 
 
 def _event_log(source: Settings, progress: Progress) -> EventLogConfig:
@@ -622,13 +655,10 @@ def _told(days: Sequence[date]) -> str:
 class _Dataset:
     """The rows of a day's dataset, from the store."""
 
-    def __init__(
-        self, days: _Days, data: DataConfig, tasks: Sequence[Task], daily: DailyConfig, *, judge_held_out: bool
-    ) -> None:
+    def __init__(self, days: _Days, tasks: Sequence[Task], daily: DailyConfig) -> None:
         assert daily.date is not None
         self._days, self._daily, self._day = days, daily, daily.date
         self._tasks = Tasks(tasks)
-        self._judge_held_out = judge_held_out
         self._begin, self._end = bounds(daily.date, daily.timezone)
         self._known_at = {name: known_at(name) for name, event in days.follows.items() if event.value is not None}
         self._maturity = maturity_of(days.follows)
@@ -743,7 +773,7 @@ class _Dataset:
         if held_out is not None:
             # Held out until the last window has closed; then rows like others.
             still = held_out & (pl.col("time") + self._longest > pl.lit(self._begin, _UTC))
-            judged = pl.lit("test") if self._judge_held_out else pl.lit(None, pl.String)
+            judged = pl.lit("test") if self._daily.judge_held_out else pl.lit(None, pl.String)
             named = pl.when(~still).then(named).when(self._became_known()).then(judged)
         return rows.with_columns(named.alias(column)).filter(pl.col(column).is_not_null()).drop(ROW)
 

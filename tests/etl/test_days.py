@@ -1,5 +1,6 @@
 """The store of days against one reading of all logs, what late events rebuild, and what a day's dataset holds."""
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -343,22 +344,30 @@ def test_a_day_is_built_once_and_again_after_a_late_event_of_its_own(tmp_path: P
 
 def test_without_a_holdout_slow_labels_are_not_judged(tmp_path: Path) -> None:
     write(tmp_path, made_up_logs(10))
-    for options in ({"daily": {"holdout": 0.0}}, {"judge_held_out": False}):
-        test = prepared(tmp_path, 8, **options).manifest.splits["test"]
+    for options in ({"holdout": 0.0}, {"judge_held_out": False}):
+        test = prepared(tmp_path, 8, daily=options).manifest.splits["test"]
         assert test.tasks["click"].observed > 0
         assert test.tasks["purchase"].observed == 0
 
 
 def test_numbers_keep_the_champions_moments_while_they_fit(tmp_path: Path) -> None:
     write(tmp_path, made_up_logs(10))
-    near = NumberStatistics(10, 0, 300.0, 90.0, 0.0, 999.0)
-    far = NumberStatistics(10, 0, 4500.0, 90.0, 0.0, 9999.0)
-    kept = Statistics.load(prepared(tmp_path, 8, numbers={"price": near}).folder / "statistics").numbers["price"]
+    fitted_here = Statistics.load(prepared(tmp_path, 8).folder / "statistics")
+
+    def fitted(mean: float) -> tuple[NumberStatistics, Prepared]:
+        """When the champion's had this mean."""
+        moments = tmp_path / "moments"
+        numbers = {"price": replace(fitted_here.numbers["price"], mean=mean, std=90.0)}
+        replace(fitted_here, numbers=numbers).save(moments)
+        found = prepared(tmp_path, 8, daily={"moments": moments})
+        return Statistics.load(found.folder / "statistics").numbers["price"], found
+
+    kept, found = fitted(300.0)
+    assert not any("features.price" in warning for warning in found.manifest.warnings)
     assert (kept.mean, kept.std) == (300.0, 90.0)
     assert kept.count > 100
-    found = prepared(tmp_path, 8, numbers={"price": far})
-    fitted = Statistics.load(found.folder / "statistics").numbers["price"]
-    assert 250 < fitted.mean < 450
+    anew, found = fitted(4500.0)
+    assert anew == fitted_here.numbers["price"]
     assert any("features.price" in warning for warning in found.manifest.warnings)
 
 
