@@ -1,8 +1,8 @@
 """The charts: inline SVG, made here, so that the page needs no library and no network.
 
-In: series of numbers. Out: :class:`Chart`, an SVG whose colours come from the page's style sheet by class (``l0`` a line,
-``m0`` a marker, ``b0`` a bar, ``h3`` a shade), with a title and a description for those who do not see it, and a native
-tooltip on each mark. A chart is drawn about as large as it is shown on a phone, so that its texts stay legible there.
+In: series of numbers. Out: :class:`Chart`, an SVG whose colours come from the page's style sheet by class (``l0`` a
+line, ``m0`` a marker, ``b0`` a bar, ``h3`` a shade), with a title and a description for those who do not see it, and a
+native tooltip on each mark. A chart is drawn about as large as a phone shows it, so that its texts stay legible there.
 
 Styles: a system keeps its style, a number, through the whole report; colour, dash and marker differ together.
 """
@@ -96,6 +96,8 @@ class Row:
 
 
 _Pixel = tuple[float, float]
+_KeyRow = list[tuple[Series, str, float]]
+"""Of a legend: series, text, left end."""
 
 
 @dataclass
@@ -148,55 +150,58 @@ def xy_chart(
         legend_above: the legend stands above the picture, which grows by it; so it does wherever it would hide
             something inside.
     """
-    asked = {key: value for key, value in locals().items() if key != "legend_above"}
     shown = [one for one in series if next(one.points(), None)]
     if not shown:
         return None
-    xs = [x for one in shown for _, x, _ in one.points()]
-    ys = [y for one in shown for index, _, y in one.points() for y in (y, *(one.ends(index) or ()))]
+    points = [(x, y, one.ends(index) or ()) for one in shown for index, x, y in one.points()]
+    xs, ys = [x for x, _, _ in points], [value for _, y, ends in points for value in (y, *ends)]
     levels = {name: level for name, level in (horizontals or {}).items() if math.isfinite(level)}
-    named = [one for one in shown if one.legend != ""] if len(shown) > 1 and not end_labels else []
-    above = _rows_of(named, width) if legend_above else []
-    height += 17 * len(above)
-    top, bottom = 30.0 + 17 * len(above), height - 42.0
     if log_y:  # an interval down to nothing must not stretch the axis by decades
-        floor = min((y for one in shown for _, _, y in one.points() if y > 0), default=1e-6) / 3
+        floor = min((y for _, y, _ in points if y > 0), default=1e-6) / 3
         ys = [y for y in ys if y >= floor]
     if y_from_x:
         xs = ys = [*xs, *ys]
-    y = (
-        logarithmic([*ys, *y_include], bottom, top)
-        if log_y
-        else linear(ys, bottom, top, include=[*y_include, *levels.values()])
-    )
-    left = max(text_width(text, SIZE) for text in y.texts or ("",)) + 13
     labels = [clip_text(one.legend or one.name, 118, SIZE) for one in shown]
     right = 14.0 + (max(text_width(label, SIZE) for label in labels) if end_labels else 0.0)
-    across = (max(left, 30.0), width - right)
-    fit = 5 if across[1] - across[0] > 220 else 4
-    if log_x:
-        x = logarithmic([*xs, *x_include], *across)
-    else:
-        x = linear(xs, *across, count=fit, include=x_include, whole=x_whole, nice=not x_whole)
-    plot = _Plot(width, height, x, y)
-    plot.parts += _axes(plot, x_name, y_name)
-    if diagonal is not None:
-        plot.parts.append(_diagonal(plot, diagonal))
-    dots = [dot for one in shown for dot in _along(plot, one)]
-    for name, level in levels.items():
-        plot.parts += _across(plot, name, level, dots)
-    for one in shown:
-        plot.parts += _series(plot, one)
-    if end_labels:
-        plot.parts += _end_labels(plot, shown, labels)
-    elif above:
-        plot.parts += _legend_above(above)
-    elif named:
-        legend = _legend(plot, named, dots)
-        if legend is None:
-            return xy_chart(**asked, legend_above=True)
-        plot.parts += legend
-    return Chart(_svg(title, description, width, height, plot.parts), caption)
+    named = [one for one in shown if one.legend != ""] if len(shown) > 1 and not end_labels else []
+
+    def draw(above: Sequence[_KeyRow]) -> Chart | None:
+        """With these rows of a legend above; without any, and no room for a legend inside, None."""
+        whole = height + 17 * len(above)
+        down = (whole - 42, 30.0 + 17 * len(above))
+        y = (
+            logarithmic([*ys, *y_include], *down)
+            if log_y
+            else linear(ys, *down, include=[*y_include, *levels.values()])
+        )
+        left = max(30.0, 13 + max(text_width(text, SIZE) for text in y.texts or ("",)))
+        fit = 5 if width - right - left > 220 else 4
+        if log_x:
+            x = logarithmic([*xs, *x_include], left, width - right)
+        else:
+            x = linear(xs, left, width - right, count=fit, include=x_include, whole=x_whole, nice=not x_whole)
+        plot = _Plot(width, whole, x, y)
+        dots = [dot for one in shown for dot in _along(plot, one)]
+        plot.parts += _axes(plot, x_name, y_name)
+        if diagonal is not None:
+            plot.parts.append(_diagonal(plot, diagonal))
+        for name, level in levels.items():
+            plot.parts += _across(plot, name, level, dots)
+        for one in shown:
+            plot.parts += _series(plot, one)
+        if end_labels:
+            plot.parts += _end_labels(plot, shown, labels)
+        elif above:
+            plot.parts += _legend_above(above)
+        elif named:
+            legend = _legend(plot, named, dots)
+            if legend is None:
+                return None
+            plot.parts += legend
+        return Chart(_svg(title, description, width, whole, plot.parts), caption)
+
+    rows = _rows_of(named, width)
+    return draw(rows) if legend_above else draw(()) or draw(rows)
 
 
 def _axes(plot: _Plot, x_name: str, y_name: str) -> Iterator[Markup]:
@@ -247,7 +252,7 @@ def _series(plot: _Plot, one: Series) -> Iterator[Markup]:
     if one.line and len(pixels) > 1:
         name = element("title", one.name)
         yield element("path", name, class_=f"l l{style}", d=path([(x, y) for _, x, y in pixels]))
-    for index, x, y in pixels:
+    for index, x, _ in pixels:
         ends = one.ends(index)
         if ends is not None:
             low, high = plot.y(ends[0]), plot.y(ends[1])
@@ -260,16 +265,16 @@ def _series(plot: _Plot, one: Series) -> Iterator[Markup]:
 
 
 def _marker(style: int, x: float, y: float, note: str = "", size: float = 4.0) -> Markup:
-    """Circle, triangle, square, diamond, lower triangle, cross, pentagon's kin, ring: a shape for each style."""
+    """Circle, triangle, square, diamond, triangle on its head, two crosses: a shape for each style but the last."""
     title = element("title", note) if note else None
     names = {"class_": f"m m{style}"}
     if style in (0, 7):
         return element("circle", title, cx=x, cy=y, r=size, **names)
-    s = size
+    s, d = size, 1.4 * size
     shapes = {
         1: f"M{x:.1f} {y - 1.25 * s:.1f}l{1.25 * s:.1f} {2.2 * s:.1f}h{-2.5 * s:.1f}z",
         2: f"M{x - s:.1f} {y - s:.1f}h{2 * s:.1f}v{2 * s:.1f}h{-2 * s:.1f}z",
-        3: f"M{x:.1f} {y - 1.4 * s:.1f}l{1.4 * s:.1f} {1.4 * s:.1f}l{-1.4 * s:.1f} {1.4 * s:.1f}l{-1.4 * s:.1f} {-1.4 * s:.1f}z",
+        3: f"M{x:.1f} {y - d:.1f}l{d:.1f} {d:.1f}l{-d:.1f} {d:.1f}l{-d:.1f} {-d:.1f}z",
         4: f"M{x:.1f} {y + 1.25 * s:.1f}l{1.25 * s:.1f} {-2.2 * s:.1f}h{-2.5 * s:.1f}z",
         5: f"M{x - s:.1f} {y - s:.1f}l{2 * s:.1f} {2 * s:.1f}m0 {-2 * s:.1f}l{-2 * s:.1f} {2 * s:.1f}",
         6: f"M{x - s:.1f} {y:.1f}h{2 * s:.1f}M{x:.1f} {y - s:.1f}v{2 * s:.1f}",
@@ -296,9 +301,9 @@ def _legend(plot: _Plot, shown: Sequence[Series], dots: Sequence[_Pixel]) -> lis
     return parts
 
 
-def _rows_of(shown: Sequence[Series], width: float) -> list[list[tuple[Series, str, float]]]:
+def _rows_of(shown: Sequence[Series], width: float) -> list[_KeyRow]:
     """The keys of a legend above the picture, as many a line as fit, each with its place."""
-    rows: list[list[tuple[Series, str, float]]] = []
+    rows: list[_KeyRow] = []
     at = width
     for one in shown:
         text = clip_text(one.legend or one.name, width - 60, SIZE)
@@ -311,7 +316,7 @@ def _rows_of(shown: Sequence[Series], width: float) -> list[list[tuple[Series, s
     return rows
 
 
-def _legend_above(rows: Sequence[Sequence[tuple[Series, str, float]]]) -> Iterator[Markup]:
+def _legend_above(rows: Sequence[_KeyRow]) -> Iterator[Markup]:
     for number, row in enumerate(rows):
         for one, text, left in row:
             yield from _key(one, text, left, 9.0 + 17 * number)
@@ -432,7 +437,8 @@ def _interval(scale: Scale, row: Row, middle: float, size: float = 4.4) -> Itera
     elif row.low is None:
         at, way = scale(row.value), 5 if row.value < scale.low else -5
         title = element("title", row.note) if row.note else None
-        yield element("path", title, class_=f"bar e{style}", d=f"M{at + way:.1f} {middle - 4.5:.1f}l{-way} 4.5l{way} 4.5M{at:.1f} {middle:.1f}h{2 * way}")  # fmt: skip
+        d = f"M{at + way:.1f} {middle - 4.5:.1f}l{-way} 4.5l{way} 4.5M{at:.1f} {middle:.1f}h{2 * way}"
+        yield element("path", title, class_=f"bar e{style}", d=d)
 
 
 def _close(rows: Sequence[Row]) -> list[float]:

@@ -1,8 +1,8 @@
 """The page: sections through the template into one file that needs nothing else.
 
-In: a :class:`~recmtl.findings.Report`. Out: HTML with its style, script and pictures inside. Its Content-Security-Policy
-forbids every request, and admits only the one script and the one style sheet that are in it, by their hashes; texts
-from outside are escaped by the template.
+In: a :class:`~recmtl.findings.Report`. Out: HTML with its style, script and pictures inside. Its
+Content-Security-Policy forbids every request, and admits only the one script and the one style sheet that are in it, by
+their hashes; texts from outside are escaped by the template.
 """
 
 import base64

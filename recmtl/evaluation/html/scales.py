@@ -7,6 +7,7 @@ In: the ends of the data. Out: a :class:`Scale`, a function of a value, with tic
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 __all__ = ["Scale", "finite", "linear", "logarithmic", "nice_ticks", "tick_texts"]
 
@@ -101,7 +102,7 @@ def tick_texts(ticks: Sequence[float]) -> tuple[str, ...]:
     """The ticks with as many decimals as their step needs; thousands as k, millions as M."""
     if not ticks:
         return ()
-    step = min((b - a for a, b in zip(ticks, ticks[1:], strict=False)), default=abs(ticks[0]) or 1.0)
+    step = min((b - a for a, b in pairwise(ticks)), default=abs(ticks[0]) or 1.0)
     largest = max(abs(tick) for tick in ticks)
     unit, suffix = next(((u, s) for u, s in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= 10 * u), (1.0, ""))
     decimals = 0

@@ -158,7 +158,7 @@ def instant(text: str | None) -> str:
     """ISO 8601 to the minute; whatever else it is, as it is."""
     if not text:
         return NOTHING
-    return text[:16].replace("T", " ") if len(text) >= 16 and text[10:11] in "T " else text
+    return text[:16].replace("T", "\N{NO-BREAK SPACE}") if len(text) >= 16 and text[10:11] in "T " else text
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

@@ -1,6 +1,7 @@
 """What every section needs of the report: the systems in their order, their names and styles, and tables of figures."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +9,7 @@ from recmtl.evaluation.html.blocks import Cell, Chip, Column, Tone
 from recmtl.evaluation.html.words import NOTHING, Outcome, interval, num, outcome, p_value, signed
 from recmtl.findings import Difference, Figure, FigureRow, Report
 
-__all__ = ["MARKS", "TONES", "Context", "unique"]
+__all__ = ["MARKS", "TONES", "Context", "number", "unique"]
 
 _NAMES = {"model": "This model", "champion": "Champion", "baseline": "Baseline", "optimum": "Optimum"}
 _STYLES = {"model": 0, "champion": 1, "baseline": 2, "optimum": 3}
@@ -58,9 +59,13 @@ class Context:
 
     def short(self, system: str) -> str:
         """A system as a sentence says it."""
-        return {"model": "this model", "champion": "the champion", "baseline": "the baseline", "optimum": "the optimum"}.get(
-            system, system
-        )  # fmt: skip
+        known = {
+            "model": "this model",
+            "champion": "the champion",
+            "baseline": "the baseline",
+            "optimum": "the optimum",
+        }
+        return known.get(system, system)
 
     def style(self, system: str) -> int:
         """Of its lines and markers."""
@@ -116,7 +121,7 @@ class Context:
         """Heads for :meth:`figure_cells`."""
         columns = [Column(self.name(system), number=True) for system in systems]
         columns += [
-            Column(f"Model − {other}", number=True, help="paired difference on the same rows, its interval and p-value")
+            Column(f"Model − {other}", number=True, help="paired, on the same rows, with its interval and p-value")
             for other in compared
         ]
         return columns
@@ -136,7 +141,7 @@ class Context:
 
     def figure_cell(self, figure: Figure) -> Cell:
         """A number over its interval."""
-        return Cell(num(figure.value), sort=figure.value if figure.value is not None else "", note=interval(figure))
+        return number(figure.value, note=interval(figure))
 
     def difference_cell(self, difference: Difference, higher_is_better: bool | None) -> Cell:
         """A difference with what it says, its interval and its p-value."""
@@ -149,6 +154,11 @@ class Context:
         note = ", ".join(part for part in (ends, probability) if part)
         text = f"{signed(difference.value)} {said}".rstrip()
         return Cell(text, sort=difference.value, note=note, tone=TONES[said], mark=MARKS[said])
+
+
+def number(value: float | None, show: Callable[[float | None], str] = num, *, note: str = "") -> Cell:
+    """A cell of a number, sorted by its value; an undefined one comes last."""
+    return Cell(show(value), sort="" if value is None or not math.isfinite(value) else value, note=note)
 
 
 def unique(names: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from recmtl.evaluation.html.blocks import (  # fmt: skip
+from recmtl.evaluation.html.blocks import (
     Block,
     Cell,
     Charts,
@@ -23,7 +23,7 @@ from recmtl.evaluation.html.blocks import (  # fmt: skip
     Tone,
 )
 from recmtl.evaluation.html.charts import Chart, Row, Series, bars, xy_chart
-from recmtl.evaluation.html.sections.context import Context, unique
+from recmtl.evaluation.html.sections.context import Context, number, unique
 from recmtl.evaluation.html.svg import element
 from recmtl.evaluation.html.words import (
     NOTHING,
@@ -70,9 +70,11 @@ def fusion(context: Context) -> Section:
         columns += [Column(f"{task} NDCG@{found.k} ↑", True) for task in tasks]
         rows = []
         for index, point in enumerate(front):
-            said = Cell("chosen", sort=-1, tone="good", mark="✓") if point.chosen else Cell(f"{index + 1}", sort=index)
+            said = Cell(f"{index + 1}", sort=index)
+            if point.chosen:
+                said = Cell("chosen", sort=-1, tone="good", mark="✓")
             values = [point.weights.get(name) for name in names] + [point.objectives.get(task) for task in tasks]
-            rows.append([said, *(Cell(num(v), sort=v if v is not None else "") for v in values)])
+            rows.append([said, *(number(v) for v in values)])
         table = Table("Choices of weights on the Pareto front", columns, rows, quiet=True)
         section.blocks.append(Fold(f"The front as a table ({len(front)})", [table]))
     return section
@@ -109,6 +111,7 @@ def _pareto(found: Fusion, one: str, other: str) -> Chart | None:
         x_name=f"NDCG@{found.k} of {one}",
         y_name=f"NDCG@{found.k} of {other}",
         caption=f"{one} and {other}",
+        legend_above=True,
     )
 
 
@@ -137,9 +140,9 @@ def _drift(found: Drift, title: str) -> Iterator[Block]:
             f.feature,
             f.psi,
             style=_psi(f)[3],
-            text=f"{num(f.psi)} {_psi(f)[0]}".rstrip(),
-            note=f"{f.feature}: PSI {num(f.psi)}",
-        )  # fmt: skip
+            text=f"{f.psi:.3f}" + (f" {_psi(f)[0]}" if f.psi >= _LITTLE else ""),
+            note=f"{f.feature}: PSI {num(f.psi)} {_psi(f)[0]}",
+        )
         for f in ranked
         if f.psi is not None
     ]
@@ -164,13 +167,13 @@ def _drift(found: Drift, title: str) -> Iterator[Block]:
             lines.append(
                 [
                     Cell(label.target),
-                    *(Cell(num(v), sort=v if v is not None else "") for v in (label.before, label.now)),
+                    *(number(v) for v in (label.before, label.now)),
                     Cell(
                         signed(change),
                         sort=change if change is not None else "",
                         note="" if relative is None else f"{signed_percent(relative)} of what it was",
-                    ),  # fmt: skip
-                    *(Cell(count(v), sort=v) for v in (label.observed_before, label.observed_now)),
+                    ),
+                    *(number(v, count) for v in (label.observed_before, label.observed_now)),
                 ]
             )
         columns = [Column("Target"), Column("Mean label before", True), Column("Now", True), Column("Change", True)]
@@ -184,10 +187,8 @@ def _drift(found: Drift, title: str) -> Iterator[Block]:
             lines.append(
                 [
                     Cell(f.feature),
-                    Cell(
-                        f"{num(f.psi)} {word}".rstrip(), sort=f.psi if f.psi is not None else "", tone=tone, mark=mark
-                    ),
-                    *(Cell(percent(v), sort=v if v is not None else "") for v in shares),
+                    Cell(f"{num(f.psi)} {word}".rstrip(), sort="" if f.psi is None else f.psi, tone=tone, mark=mark),
+                    *(number(v, percent) for v in shares),
                 ]
             )
         columns = [Column("Feature"), Column("PSI", True), Column("Unseen before", True), Column("Unseen now", True)]
@@ -237,11 +238,11 @@ def data(context: Context) -> Section:
         facts.append(("Train labels as known at", instant(card.labels_as_of)))
     facts += [("Fingerprint", element("code", card.fingerprint)), ("Statistics", element("code", card.statistics))]
     section.blocks.append(Facts(facts))
-    columns = [Column("Split"), Column("Rows", True), Column("From"), Column("To")]
+    columns = [Column("Split"), Column("Rows", True), Column("From", True), Column("To", True)]
     rows = []
     for name, split in card.splits.items():
         first, last = (split.get("time_range") or (None, None))[:2]
-        rows.append([Cell(plain(name)), Cell(count(split.get("rows")), sort=split.get("rows")), Cell(instant(first)), Cell(instant(last))])  # fmt: skip
+        rows.append([Cell(plain(name)), number(split.get("rows"), count), Cell(instant(first)), Cell(instant(last))])
     if rows:
         section.blocks.append(Table("Splits", columns, rows, sortable=False))
     labels = list(_labels(card.splits))
@@ -273,9 +274,9 @@ def _labels(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[list[Cell]]:
             yield [
                 Cell(plain(name)),
                 Cell(task),
-                Cell(count(observed), sort=observed),
-                Cell(count(positives), sort=positives if positives is not None else "", note=rate),
-                Cell(num(mean), sort=mean if mean is not None else ""),
+                number(observed, count),
+                number(positives, count, note=rate),
+                number(mean),
                 Cell(masked),
             ]
 
@@ -286,8 +287,8 @@ def _lost(context: Context) -> Iterator[list[Cell]]:
         read, twice = card.read.get(name), card.duplicates.get(name, 0)
         yield [
             Cell(name),
-            Cell(count(read), sort=read if read is not None else ""),
-            Cell(count(twice), sort=twice),
+            number(read, count),
+            number(twice, count),
             Cell(_reasons(card.rejected.get(name, {}))),
             Cell(_reasons(card.unattributed.get(name, {}))),
         ]
@@ -319,7 +320,10 @@ def cost(context: Context) -> Section:
     if facts:
         section.blocks.append(Facts(facts, large=True))
     if len(found.seconds) > 1:
-        rows = [Row(stage, value, text=seconds(value), note=f"{stage}: {value:.1f} s") for stage, value in found.seconds.items()]  # fmt: skip
+        rows = [
+            Row(stage, value, text=seconds(value), note=f"{stage}: {value:.1f} s")
+            for stage, value in found.seconds.items()
+        ]
         said = ", ".join(f"{row.name} {row.text}" for row in rows)
         chart = bars("Seconds of each stage", f"{said}.", rows, caption="Time of each stage", x_name="seconds")
         section.blocks += [Charts([chart])] if chart else []
@@ -347,13 +351,24 @@ def glossary(context: Context) -> Section:
     }
     facts += [(context.name(system), text) for system, text in known.items() if system in context.systems]
     facts += [
-        ("Interval", f"Holds the true figure in {context.confidence} of repetitions with other users from the same source; it says nothing of another seed or another week."),
+        (
+            "Interval",
+            f"Holds the true figure in {context.confidence} of repetitions with other users from the same source; it "
+            "says nothing of another seed or another week.",
+        ),
         ("Difference", "This model less the other one on the same rows, so that what is common to both drops out."),
-        ("p", "How often chance alone would make a difference this large where there is none. In the headline table it is corrected over the tasks (Holm 1979); in slices it is not."),
-        ("Cannot tell", f"The difference is within what chance makes at {context.confidence} confidence: not the same as equal."),
+        (
+            "p",
+            "How often chance alone would make a difference this large where there is none. In the headline table it "
+            "is corrected over the tasks (Holm 1979); in slices it is not.",
+        ),
+        (
+            "Cannot tell",
+            f"The difference is within what chance makes at {context.confidence} confidence: not the same as equal.",
+        ),
         ("Small", "Too few rows, positives or users for the figures to mean much."),
         ("↑ ↓", "More is better; less is better."),
         (NOTHING, "Undefined on these rows, or not measured."),
-    ]  # fmt: skip
+    ]
     section.blocks.append(Facts(facts))
     return section

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from recmtl.evaluation.html.blocks import Block, Cell, Charts, Column, Fold, Heading, Section, Table
 from recmtl.evaluation.html.charts import Chart, Row, Series, bars, heat_map, xy_chart
-from recmtl.evaluation.html.sections.context import Context, unique
+from recmtl.evaluation.html.sections.context import Context, number, unique
 from recmtl.evaluation.html.words import count, directed, interval, lower, metric_name, num, percent, plain
 from recmtl.findings import Conflict, Epoch, Expert, Gate, Importance
 
@@ -39,7 +39,10 @@ def training(context: Context) -> Section:
             caption = f"validation {directed(lower(metric_name(metric)), context.direction(target, metric))}"
             caption = caption if target == task else f"{target}: {caption}"
             charts[task].append(_line(target, caption, metric_name(metric), x, y, x_name, 0))
-    section.lead = "What training lowered, task by task, and what validation saw of it: a validation curve that turns while the loss still falls is overfitting."  # fmt: skip
+    section.lead = (
+        "What training lowered, task by task, and what validation saw of it: a validation curve that turns while the "
+        "loss still falls is overfitting."
+    )
     for task, drawn in charts.items():
         if any(drawn):
             section.blocks += [Heading(task), Charts([chart for chart in drawn if chart])]
@@ -134,7 +137,8 @@ def _experts(experts: Sequence[Expert]) -> Table:
         if expert.units_dead is not None:
             said.append(f"{percent(expert.units_dead)} of its outputs are zero on every row")
         word, mark = ("dead", "✕") if expert.dead else ("duplicate", "!") if expert.duplicate_of else ("", "")
-        lines.append([Cell(expert.expert), Cell(expert.layer), Cell(word, tone="warn" if word else "", mark=mark), Cell("; ".join(said))])  # fmt: skip
+        finding = Cell(word, tone="warn" if word else "", mark=mark)
+        lines.append([Cell(expert.expert), Cell(expert.layer), finding, Cell("; ".join(said))])
     columns = [Column("Expert"), Column("Layer"), Column("Finding"), Column("What was seen", sorts=False)]
     return Table("Dead and duplicate experts", columns, lines, quiet=True, kind="stack")
 
@@ -145,14 +149,17 @@ def conflicts(context: Context) -> Section:
     pairs = context.report.conflicts
     if not pairs:
         return section
-    section.lead = "The cosine between two tasks' gradients on the shared parameters: below 0, a step that helps one harms the other."
+    section.lead = (
+        "The cosine between two tasks' gradients on the shared parameters: below 0, a step that helps one harms the "
+        "other."
+    )
     charts = [_cosines(pairs[start : start + _LINES]) for start in range(0, len(pairs), _LINES)]
     lines = []
     for pair in pairs:
         last = pair.cosine[-1] if pair.cosine else None
         mean = sum(pair.cosine) / len(pair.cosine) if pair.cosine else None
-        figures = [Cell(num(v), sort=v if v is not None else "") for v in (mean, last)]
-        share = Cell(percent(pair.negative), sort=pair.negative if pair.negative is not None else "")
+        figures = [number(v) for v in (mean, last)]
+        share = number(pair.negative, percent)
         lines.append([Cell(f"{pair.one} × {pair.other}"), *figures, share])
     columns = [Column("Pair"), Column("Mean cosine", True), Column("Last", True), Column("Steps below 0", True)]
     section.blocks += [
@@ -192,8 +199,8 @@ def importance(context: Context) -> Section:
     if not rows:
         return section
     section.lead = (
-        "Permutation: what the metric loses when a feature's values are shuffled over the rows. Integrated gradients: a "
-        "feature's share of the mean absolute attribution. They answer different questions, and may disagree."
+        "Permutation: what the metric loses when a feature's values are shuffled over the rows. Integrated gradients: "
+        "a feature's share of the mean absolute attribution. They answer different questions, and may disagree."
     )
     for method, title in (("permutation", "By permutation"), ("integrated_gradients", "By integrated gradients")):
         targets = context.ordered(row.target for row in rows if row.method == method)
@@ -209,7 +216,7 @@ def importance(context: Context) -> Section:
                 num(row.figure.value),
                 sort=row.figure.value if row.figure.value is not None else "",
                 note=interval(row.figure),
-            ),  # fmt: skip
+            ),
         ]
         for row in rows
     ]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from recmtl.evaluation.html.blocks import Block, Cell, Column, Filters, Heading, Items, Prose, Section, Table
 from recmtl.evaluation.html.charts import Row, interval_axis, interval_cell, interval_scale
-from recmtl.evaluation.html.sections.context import TONES, Context, unique
+from recmtl.evaluation.html.sections.context import TONES, Context, number, unique
 from recmtl.evaluation.html.words import count, directed, interval, metric_name, num, percent, plain, plural, signed
 from recmtl.findings import Difference, Figure, SliceRow
 
@@ -25,10 +25,11 @@ def slices(context: Context) -> Section:
     targets = context.ordered(row.target for row in rows)
     limit = max(20, LIMIT // len(targets))
     small = sum(row.small for row in rows)
+    parts, cuts = {(row.slice, row.value) for row in rows}, {row.slice for row in rows}
     section.lead = (
-        f"{plural(len({(row.slice, row.value) for row in rows}), 'part')} of the rows, cut by "
-        f"{plural(len({row.slice for row in rows}), 'property', 'properties')}. The dashed line in each row is the figure "
-        f"on all rows, or no difference; bars are {context.confidence} intervals, not corrected for how many there are."
+        f"{plural(len(parts), 'part')} of the rows, cut by {plural(len(cuts), 'property', 'properties')}. The dashed line "
+        f"in each row is the figure on all rows, or no difference; bars are {context.confidence} intervals, not corrected "
+        "for how many there are."
     )
     if small:
         section.blocks.append(
@@ -61,7 +62,8 @@ def _compared(context: Context, rows: Sequence[SliceRow]) -> Iterator[Block]:
                 continue
             outcome = context.judge(difference, context.direction(row.target, metric))
             ends = interval(difference, sign=True)
-            text = f"{row.target}, {plain(row.slice).lower()} {row.value}: {metric_name(metric)} {signed(difference.value)}"
+            part = f"{row.target}, {plain(row.slice).lower()} {row.value}"
+            text = f"{part}: {metric_name(metric)} {signed(difference.value)}"
             if outcome:
                 said.setdefault(outcome, []).append((abs(difference.value), f"{text} ({ends})" if ends else text))
         judged = sum(map(len, said.values()))
@@ -100,7 +102,7 @@ def _table(context: Context, target: str, rows: list[SliceRow]) -> Table:
     clear = [figure for figure, row in zip(figures, rows, strict=True) if not row.small] or figures
     scale = interval_scale(clear, reference)
     name = directed(metric_name(main), direction)
-    columns = [Column("Slice"), Column("Part"), Column("Rows", number=True), Column("Positives", number=True), Column(name, number=True)]  # fmt: skip
+    columns = [Column("Slice"), Column("Part"), Column("Rows", True), Column("Positives", True), Column(name, True)]
     if scale is not None:
         columns.append(
             Column(f"{metric_name(main)}, interval", picture=interval_axis(scale, f"Axis of {name}"), sorts=False)
@@ -113,17 +115,18 @@ def _table(context: Context, target: str, rows: list[SliceRow]) -> Table:
         columns.append(Column(f"Model − {other}", number=True, help="paired difference, its interval and p-value"))
         axis = gaps[other][1]
         if axis is not None:
-            columns.append(Column(f"Model − {other}, interval", picture=interval_axis(axis, f"Axis of model − {other}"), sorts=False))  # fmt: skip
+            picture = interval_axis(axis, f"Axis of model − {other}")
+            columns.append(Column(f"Model − {other}, interval", picture=picture, sorts=False))
     more = [m for m in unique(m for row in rows for m in row.systems.get("model", {})) if m != main]
     columns += [Column(directed(metric_name(m), context.direction(target, m)), number=True) for m in more]
     lines, keys = [], []
     for index, row in enumerate(rows):
         figure = figures[index]
-        size = Cell(count(row.rows), sort=row.rows)
+        size = number(row.rows, count)
         if row.small:
             size = Cell(count(row.rows), sort=row.rows, note="small", tone="warn", mark="!")
         rate = percent(row.positives / row.rows) if row.positives is not None and row.rows else ""
-        positives = Cell(count(row.positives), sort=row.positives if row.positives is not None else "", note=rate)
+        positives = number(row.positives, count, note=rate)
         model = row.systems.get("model", {})
         line = [
             Cell(plain(row.slice)),
@@ -150,7 +153,8 @@ def _table(context: Context, target: str, rows: list[SliceRow]) -> Table:
 def _figure_row(context: Context, target: str, metric: str, row: SliceRow) -> Row:
     figure = row.systems.get("model", {}).get(metric, Figure())
     text = f"{num(figure.value)} ({interval(figure)})" if interval(figure) else num(figure.value)
-    return Row(row.value, figure.value, figure.low, figure.high, 2 if row.small else 0, text, f"{metric_name(metric)} {text}")  # fmt: skip
+    style, note = 2 if row.small else 0, f"{metric_name(metric)} {text}"
+    return Row(row.value, figure.value, figure.low, figure.high, style, text, note)
 
 
 def _gap_row(context: Context, metric: str, other: str, row: SliceRow) -> Row:
@@ -158,5 +162,6 @@ def _gap_row(context: Context, metric: str, other: str, row: SliceRow) -> Row:
     said = context.judge(difference, context.direction(row.target, metric))
     style = 2 if row.small else {"good": 3, "bad": 1}.get(TONES[said], 7)
     ends = interval(difference, sign=True)
-    text = f"{signed(difference.value)} ({ends}) {said}" if ends else f"{signed(difference.value)} {said}"
-    return Row(row.value, difference.value, difference.low, difference.high, style, text.rstrip(), f"Model − {other}: {text}".rstrip())  # fmt: skip
+    text = (f"{signed(difference.value)} ({ends}) {said}" if ends else f"{signed(difference.value)} {said}").rstrip()
+    note = f"Model − {other}: {text}"
+    return Row(row.value, difference.value, difference.low, difference.high, style, text, note)

@@ -1,12 +1,13 @@
 """How good the predictions are: calibration, ROC, precision and recall, lift, ranking, coverage, coherence."""
 
 import math
+from dataclasses import replace
 
 from markupsafe import Markup
 
 from recmtl.evaluation.html.blocks import Block, Cell, Charts, Column, Heading, Prose, Section, Table
 from recmtl.evaluation.html.charts import Chart, Series, swatch, xy_chart
-from recmtl.evaluation.html.sections.context import Context
+from recmtl.evaluation.html.sections.context import Context, number
 from recmtl.evaluation.html.svg import join
 from recmtl.evaluation.html.words import count, directed, metric_name, num, percent
 from recmtl.findings import Curve, Report
@@ -48,9 +49,10 @@ def calibration(context: Context) -> Section:
         rows = []
         for row in fitted:
             chosen = Cell("in use", sort=0, tone="good", mark="✓") if row.chosen else Cell("", sort=1)
-            figures = [Cell(num(v), sort=v if v is not None else "") for v in (row.log_loss, row.ece, row.ratio)]
+            figures = [number(v) for v in (row.log_loss, row.ece, row.ratio)]
             method = "none (as predicted)" if row.method == "none" else row.method
-            rows.append([Cell(row.target), Cell(method), chosen, *figures, Cell(count(row.rows), sort=row.rows), Cell(row.fitted_on)])  # fmt: skip
+            line = [Cell(row.target), Cell(method), chosen, *figures, number(row.rows, count), Cell(row.fitted_on)]
+            rows.append(line)
         columns = [
             Column("Target"),
             Column("Method"),
@@ -76,16 +78,25 @@ def _reliability(context: Context, target: str, curves: list[Curve]) -> Chart | 
             notes.append(f"{context.name(curve.system)}: predicted {num(x)}, observed {num(y)}{ends}{rows}")
         series.append(
             Series(
-                context.name(curve.system), curve.x, curve.y, context.style(curve.system), curve.low or (),
-                curve.high or (), notes, markers=True,
+                context.name(curve.system),
+                curve.x,
+                curve.y,
+                context.style(curve.system),
+                curve.low or (),
+                curve.high or (),
+                notes,
+                markers=True,
             )
-        )  # fmt: skip
+        )
     facts = []
     for curve in mine:
         gaps = [(abs(y - x), x, y) for x, y in zip(curve.x, curve.y, strict=True)]
         if gaps:
             _, x, y = max(gaps)
-            facts.append(f"{context.name(curve.system)}: {len(gaps)} bins, farthest off where {num(x)} is predicted and {num(y)} observed")  # fmt: skip
+            facts.append(
+                f"{context.name(curve.system)}: {len(gaps)} bins, farthest off where {num(x)} is predicted and "
+                f"{num(y)} observed"
+            )
     return xy_chart(
         f"Reliability of {target}: predicted against observed",
         "; ".join(facts) + ". The dashed line is perfect calibration.",
@@ -111,9 +122,13 @@ def discrimination(context: Context) -> Section:
     section.lead = "How well positives are told from the rest, whatever the predictions' level."
     heads = {
         "roc": ("ROC", "Up and left is better; the dashed line is chance. The legend gives the area."),
-        "pr": ("Precision and recall", "Of the rows ranked first, how many are positive, and how many of all positives are among them. The dashed line is the share of positives."),
+        "pr": (
+            "Precision and recall",
+            "Of the rows ranked first, how many are positive, and how many of all positives are among them. The dashed "
+            "line is the share of positives.",
+        ),
         "lift": ("Lift", "How many times more positives than on average are among the rows ranked first."),
-    }  # fmt: skip
+    }
     for kind, curves in kinds.items():
         if curves:
             title, text = heads[kind]
@@ -138,7 +153,7 @@ def _curve(context: Context, report: Report, kind: str, target: str, curves: lis
                 curve.y,
                 context.style(curve.system),
                 legend=name if value is None else f"{name} {num(value)}",
-            )  # fmt: skip
+            )
         )
         if value is not None:
             facts.append(f"{name}: {metric_name(metric or '')} {num(value)}")
@@ -150,21 +165,42 @@ def _curve(context: Context, report: Report, kind: str, target: str, curves: lis
     said = "; ".join(facts) + "."
     if kind == "roc":
         return xy_chart(
-            f"ROC of {target}", said, series, x_name="false positive rate", y_name="true positive rate",
-            caption=target, x_include=(0.0, 1.0), y_include=(0.0, 1.0), diagonal="chance",
-        )  # fmt: skip
+            f"ROC of {target}",
+            said,
+            series,
+            x_name="false positive rate",
+            y_name="true positive rate",
+            caption=target,
+            x_include=(0.0, 1.0),
+            y_include=(0.0, 1.0),
+            diagonal="chance",
+        )
     if kind == "pr":
         high = max((y for c in mine for x, y in zip(c.x, c.y, strict=True) if x >= 0.005), default=1.0)
-        kept = [Series(s.name, s.x, [min(y, high) if y is not None else None for y in s.y], s.style, legend=s.legend) for s in series]  # fmt: skip
+        kept = [replace(one, y=[min(y, high) for y in curve.y]) for one, curve in zip(series, mine, strict=True)]
         guide = {} if rate is None else {f"share of positives {num(rate)}": rate}
         return xy_chart(
-            f"Precision and recall of {target}", said, kept, x_name="recall", y_name="precision",
-            caption=target, x_include=(0.0, 1.0), y_include=(0.0,), horizontals=guide,
-        )  # fmt: skip
+            f"Precision and recall of {target}",
+            said,
+            kept,
+            x_name="recall",
+            y_name="precision",
+            caption=target,
+            x_include=(0.0, 1.0),
+            y_include=(0.0,),
+            horizontals=guide,
+        )
     return xy_chart(
-        f"Lift of {target}", said, series, x_name="share of rows, from the top", y_name="lift over all rows",
-        caption=target, x_include=(0.0, 1.0), y_include=(0.0,), horizontals={"all rows": 1.0},
-    )  # fmt: skip
+        f"Lift of {target}",
+        said,
+        series,
+        x_name="share of rows, from the top",
+        y_name="lift over all rows",
+        caption=target,
+        x_include=(0.0, 1.0),
+        y_include=(0.0,),
+        horizontals={"all rows": 1.0},
+    )
 
 
 def ranking(context: Context) -> Section:
@@ -172,7 +208,10 @@ def ranking(context: Context) -> Section:
     section = Section("ranking", "Ranking")
     rows = context.report.ranking
     if rows:
-        section.lead = "How well each request's, or user's, rows are ordered by a score, for one objective at a time; more is better."
+        section.lead = (
+            "How well each request's, or user's, rows are ordered by a score, for one objective at a time; more is "
+            "better."
+        )
         systems = context.present(row.systems for row in rows)
         compared = context.present(row.differences for row in rows)
         columns = [
@@ -188,7 +227,7 @@ def ranking(context: Context) -> Section:
                 Cell(directed(metric_name(row.metric, row.k), True), note=f"per {row.by}"),
                 Cell(row.scored_by),
                 *context.figure_cells(row.systems, row.differences, True, systems, compared),
-                Cell(count(row.groups), sort=row.groups),
+                number(row.groups, count),
             ]
             for row in rows
         ]
@@ -206,9 +245,9 @@ def _coverage(context: Context) -> Block:
             [
                 Cell(context.name(row.system)),
                 Cell(f"first {row.k} per {row.by}", note=f"by {row.scored_by}"),
-                Cell(count(row.items), sort=row.items, note=f"of {count(row.catalogue)}, {percent(share)}"),
-                Cell(num(row.gini), sort=row.gini if row.gini is not None else ""),
-                Cell(num(row.popularity), sort=row.popularity if row.popularity is not None else ""),
+                number(row.items, count, note=f"of {count(row.catalogue)}, {percent(share)}"),
+                number(row.gini),
+                number(row.popularity),
             ]
         )
     columns = [
@@ -241,10 +280,11 @@ def coherence(context: Context) -> Section:
                 Cell("predictions" if row.kind == "prediction" else "labels"),
                 Cell("" if row.system is None else context.name(row.system)),
                 state,
-                Cell(count(row.rows), sort=row.rows, note=f"of {count(row.of)}"),
+                number(row.rows, count, note=f"of {count(row.of)}"),
                 Cell(percent(share, 3), sort=share if share is not None else ""),
             ]
         )
-    columns = [Column("What cannot be"), Column("In"), Column("Of"), Column("Found"), Column("Rows", True), Column("Share", True)]  # fmt: skip
+    columns = [Column("What cannot be"), Column("In"), Column("Of"), Column("Found")]
+    columns += [Column("Rows", True), Column("Share", True)]
     section.blocks.append(Table("Incoherent predictions and labels", columns, lines))
     return section

@@ -16,7 +16,7 @@ from recmtl.evaluation.html.blocks import (
     Tone,
 )
 from recmtl.evaluation.html.charts import Row, forest
-from recmtl.evaluation.html.sections.context import Context, unique
+from recmtl.evaluation.html.sections.context import Context, number, unique
 from recmtl.evaluation.html.words import (
     count,
     directed,
@@ -139,7 +139,8 @@ def _tile(context: Context, target: str) -> Tile | None:
     metric = metric_name(row.metric)
     said = "; ".join(line.note for line in lines)
     chart = forest(f"{metric} of {target} by system", said, lines) if len(lines) > 1 else None
-    return Tile(target, directed(metric, row.higher_is_better), num(model.value), interval(model), chips, chart, note)  # fmt: skip
+    name = directed(metric, row.higher_is_better)
+    return Tile(target, name, num(model.value), interval(model), chips, chart, note)
 
 
 def _table(context: Context, caption: str, rows: list[FigureRow], *, whole: bool = False) -> Table:
@@ -158,7 +159,7 @@ def _table(context: Context, caption: str, rows: list[FigureRow], *, whole: bool
             *context.figure_cells(row.systems, row.differences, row.higher_is_better, systems, compared),
         ]
         if whole:
-            line += [Cell(count(n), sort=n if n is not None else "") for n in (row.rows, row.positives, row.users)]
+            line += [number(n, count) for n in (row.rows, row.positives, row.users)]
             line += [Cell(row.method)]
         lines.append(line)
     return Table(caption, columns, lines, heads=2)
