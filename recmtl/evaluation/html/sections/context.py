@@ -4,12 +4,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
-from recmtl.evaluation.html.blocks import Cell, Chip, Column, Tone
-from recmtl.evaluation.html.words import NOTHING, Outcome, interval, num, outcome, p_value, signed
+from recmtl.evaluation.html.blocks import Block, Cell, Chip, Column, Prose, Tone
+from recmtl.evaluation.html.words import NOTHING, Outcome, count, interval, num, outcome, p_value, signed
 from recmtl.findings import Difference, Figure, FigureRow, Report
 
-__all__ = ["MARKS", "TONES", "Context", "number", "unique"]
+__all__ = ["MARKS", "TONES", "Context", "first", "number", "unique"]
 
 _NAMES = {"model": "This model", "champion": "Champion", "baseline": "Baseline", "optimum": "Optimum"}
 _STYLES = {"model": 0, "champion": 1, "baseline": 2, "optimum": 3}
@@ -23,6 +24,9 @@ TONES: dict[Outcome, Tone] = {
     "": "",
 }
 MARKS: dict[Outcome, str] = {"better": "▲", "worse": "▼", "cannot tell": "≈", "higher": "↑", "lower": "↓", "": ""}
+
+
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,13 @@ class Context:
         note = ", ".join(part for part in (ends, probability) if part)
         text = f"{signed(difference.value)} {said}".rstrip()
         return Cell(text, sort=difference.value, note=note, tone=TONES[said], mark=MARKS[said])
+
+
+def first(rows: Sequence[_Row], limit: int, what: str) -> tuple[Sequence[_Row], list[Block]]:
+    """As many rows as a page should hold, and where the others are: the page must stay small on any data."""
+    if len(rows) <= limit:
+        return rows, []
+    return rows[:limit], [Prose(f"{count(len(rows) - limit)} more {what} are in report.json.", "muted")]
 
 
 def number(value: float | None, show: Callable[[float | None], str] = num, *, note: str = "") -> Cell:

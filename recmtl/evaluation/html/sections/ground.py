@@ -23,7 +23,7 @@ from recmtl.evaluation.html.blocks import (
     Tone,
 )
 from recmtl.evaluation.html.charts import Chart, Row, Series, bars, xy_chart
-from recmtl.evaluation.html.sections.context import Context, number, unique
+from recmtl.evaluation.html.sections.context import Context, first, number, unique
 from recmtl.evaluation.html.svg import element
 from recmtl.evaluation.html.words import (
     NOTHING,
@@ -45,6 +45,11 @@ __all__ = ["config", "cost", "data", "drift", "fusion", "glossary", "guards"]
 _LITTLE, _MUCH = 0.1, 0.25
 """Of the population stability index: what :class:`recmtl.findings.FeatureDrift` says of it."""
 _BARS = 15
+"""Features of a chart."""
+_CHOICES = 300
+"""Points of a kind in a chart, and rows of its table."""
+_ROWS = 1000
+"""Of the tables of features and of files."""
 
 
 def fusion(context: Context) -> Section:
@@ -63,7 +68,8 @@ def fusion(context: Context) -> Section:
     tasks = unique(task for point in found.points for task in point.objectives)
     charts = [_pareto(found, one, other) for one, other in list(combinations(tasks, 2))[:6]]
     section.blocks.append(Charts([chart for chart in charts if chart]))
-    front = [point for point in found.points if point.on_front or point.chosen]
+    every = [point for point in found.points if point.on_front or point.chosen]
+    front, more = first(every, _CHOICES, "choices on the front")
     if front:
         names = unique(name for point in front for name in point.weights)
         columns = [Column("Choice"), *(Column(f"Weight {name}", True) for name in names)]
@@ -76,14 +82,14 @@ def fusion(context: Context) -> Section:
             values = [point.weights.get(name) for name in names] + [point.objectives.get(task) for task in tasks]
             rows.append([said, *(number(v) for v in values)])
         table = Table("Choices of weights on the Pareto front", columns, rows, quiet=True)
-        section.blocks.append(Fold(f"The front as a table ({len(front)})", [table]))
+        section.blocks.append(Fold(f"The front as a table ({len(every)})", [table, *more]))
     return section
 
 
 def _pareto(found: Fusion, one: str, other: str) -> Chart | None:
     groups: list[tuple[str, list[FusionPoint], int]] = [
-        ("another choice", [p for p in found.points if not p.on_front and not p.chosen], 2),
-        ("on the front", [p for p in found.points if p.on_front and not p.chosen], 0),
+        ("another choice", [p for p in found.points if not p.on_front and not p.chosen][:_CHOICES], 2),
+        ("on the front", [p for p in found.points if p.on_front and not p.chosen][:_CHOICES], 0),
         ("chosen", [p for p in found.points if p.chosen], 1),
     ]
     series = []
@@ -100,7 +106,7 @@ def _pareto(found: Fusion, one: str, other: str) -> Chart | None:
             )
         )
     chosen = groups[2][1]
-    said = f"{len(groups[1][1]) + len(chosen)} of {len(found.points)} choices are on the front"
+    said = f"{sum(p.on_front or p.chosen for p in found.points)} of {len(found.points)} choices are on the front"
     if chosen:
         values = [chosen[0].objectives.get(task) for task in (one, other)]
         said += f"; the chosen one reaches {num(values[0])} for {one} and {num(values[1])} for {other}"
@@ -181,7 +187,8 @@ def _drift(found: Drift, title: str) -> Iterator[Block]:
         yield Table("Labels before and now", columns, lines)
     if ranked:
         lines = []
-        for f in ranked:
+        shown, more = first(ranked, _ROWS, "features")
+        for f in shown:
             word, tone, mark, _ = _psi(f)
             shares = (f.unseen_before, f.unseen_now, f.missing_before, f.missing_now)
             lines.append(
@@ -193,7 +200,9 @@ def _drift(found: Drift, title: str) -> Iterator[Block]:
             )
         columns = [Column("Feature"), Column("PSI", True), Column("Unseen before", True), Column("Unseen now", True)]
         columns += [Column("Missing before", True), Column("Missing now", True)]
-        yield Fold(f"All {len(ranked)} features", [Table(f"Drift of features: {title}", columns, lines, quiet=True)])
+        yield Fold(
+            f"All {len(ranked)} features", [Table(f"Drift of features: {title}", columns, lines, quiet=True), *more]
+        )
 
 
 def _psi(feature: FeatureDrift) -> tuple[str, Tone, str, int]:
@@ -256,10 +265,11 @@ def data(context: Context) -> Section:
         columns += [Column("Events of no impression")]
         section.blocks.append(Table("What was read, and what was not used", columns, lost))
     if card.inputs:
-        files = [[Cell(name), Cell(digest, sub=True)] for name, digest in card.inputs.items()]
+        shown, more = first(list(card.inputs.items()), _ROWS, "files")
+        files = [[Cell(name), Cell(digest, sub=True)] for name, digest in shown]
         columns = [Column("File"), Column("SHA-256")]
         table = Table("Input files and their SHA-256", columns, files, quiet=True, kind="stack")
-        section.blocks.append(Fold(f"{plural(len(files), 'input file')} with hashes", [table]))
+        section.blocks.append(Fold(f"{plural(len(card.inputs), 'input file')} with hashes", [table, *more]))
     if card.warnings:
         section.blocks += [Heading("Warnings", "data-warnings"), Items(card.warnings)]
     return section

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from recmtl.evaluation.html.blocks import Block, Cell, Charts, Column, Fold, Heading, Section, Table
 from recmtl.evaluation.html.charts import Chart, Row, Series, bars, heat_map, xy_chart
-from recmtl.evaluation.html.sections.context import Context, number, unique
+from recmtl.evaluation.html.sections.context import Context, first, number, unique
 from recmtl.evaluation.html.words import count, directed, interval, lower, metric_name, num, percent, plain
 from recmtl.findings import Conflict, Epoch, Expert, Gate, Importance
 
@@ -12,6 +12,10 @@ __all__ = ["conflicts", "gates", "importance", "training"]
 
 _TOP = 12
 """Features of a chart; a table under it has all."""
+_PARTS = 60
+"""Parts of the rows in one heat map."""
+_FIGURES = 1200
+"""Rows of the table of importances."""
 _LINES = 6
 """Pairs of tasks in one chart."""
 
@@ -88,13 +92,14 @@ def gates(context: Context) -> Section:
         top = max(0.2, *(weight for row in mine for weight in row.mean))
         whole = [row for row in mine if row.slice is None]
         charts: list[Block] = [Charts([_gate_map(whole, f"{plain(layer)}: all rows", top)])] if whole else []
-        parts: list[Chart] = []
+        parts: list[Block] = []
         for task in unique(row.task for row in mine if row.slice is not None):
             of_task = [row for row in mine if row.slice is not None and row.task == task]
-            parts.append(_gate_map(of_task, f"{plain(layer)}: {task} by slice", top))
+            shown, more = first(of_task, _PARTS, f"parts of {task}")
+            parts += [Charts([_gate_map(shown, f"{plain(layer)}: {task} by slice", top)]), *more]
         section.blocks += charts
         if parts:
-            section.blocks.append(Fold(f"{plain(layer)} by slice", [Charts(parts)]))
+            section.blocks.append(Fold(f"{plain(layer)} by slice", parts))
     if context.report.experts:
         section.blocks += [Heading("Experts that deserve a word", "experts"), _experts(context.report.experts)]
     return section
@@ -207,6 +212,7 @@ def importance(context: Context) -> Section:
         charts = [_bars(t, method, [row for row in rows if row.target == t and row.method == method]) for t in targets]
         if any(charts):
             section.blocks += [Heading(title), Charts([chart for chart in charts if chart])]
+    shown, more = first(rows, _FIGURES, "figures")
     lines = [
         [
             Cell(row.feature),
@@ -218,11 +224,11 @@ def importance(context: Context) -> Section:
                 note=interval(row.figure),
             ),
         ]
-        for row in rows
+        for row in shown
     ]
     columns = [Column("Feature"), Column("Target"), Column("Method"), Column("Importance", True)]
     table = Table("Importance of every feature", columns, lines, quiet=True)
-    section.blocks.append(Fold(f"All {len(rows)} figures as a table", [table]))
+    section.blocks.append(Fold(f"All {count(len(rows))} figures as a table", [table, *more]))
     return section
 
 

@@ -4,14 +4,15 @@ from collections.abc import Iterator, Sequence
 
 from recmtl.evaluation.html.blocks import Block, Cell, Column, Filters, Heading, Items, Prose, Section, Table
 from recmtl.evaluation.html.charts import Row, interval_axis, interval_cell, interval_scale
-from recmtl.evaluation.html.sections.context import TONES, Context, number, unique
+from recmtl.evaluation.html.sections.context import TONES, Context, first, number, unique
 from recmtl.evaluation.html.words import count, directed, interval, metric_name, num, percent, plain, plural, signed
 from recmtl.findings import Difference, Figure, SliceRow
 
-__all__ = ["LIMIT", "slices"]
+__all__ = ["CELLS", "slices"]
 
-LIMIT = 1500
-"""Rows of all targets together that the page shows, so that it stays small; all are in ``report.json``."""
+CELLS = 15_000
+"""Of all targets' tables together, so that the page stays small; small parts give way first, and all are in
+``report.json``."""
 _NAMED = 8
 """Parts that are named above the tables."""
 
@@ -23,13 +24,12 @@ def slices(context: Context) -> Section:
     if not rows:
         return section
     targets = context.ordered(row.target for row in rows)
-    limit = max(20, LIMIT // len(targets))
     small = sum(row.small for row in rows)
     parts, cuts = {(row.slice, row.value) for row in rows}, {row.slice for row in rows}
     section.lead = (
-        f"{plural(len(parts), 'part')} of the rows, cut by {plural(len(cuts), 'property', 'properties')}. The dashed line "
-        f"in each row is the figure on all rows, or no difference; bars are {context.confidence} intervals, not corrected "
-        "for how many there are."
+        f"{plural(len(parts), 'part')} of the rows, cut by {plural(len(cuts), 'property', 'properties')}. The dashed "
+        f"line in each row is the figure on all rows, or no difference; bars are {context.confidence} intervals, not "
+        "corrected for how many there are."
     )
     if small:
         section.blocks.append(
@@ -42,10 +42,13 @@ def slices(context: Context) -> Section:
     section.blocks.append(Filters(targets, unique(row.slice for row in rows)))
     for target in targets:
         mine = [row for row in rows if row.target == target]
-        section.blocks += [Heading(target, f"slices-{targets.index(target)}"), _table(context, target, mine[:limit])]
-        if len(mine) > limit:
-            text = f"{count(len(mine) - limit)} more parts of {target} are in report.json."
-            section.blocks.append(Prose(text, "muted"))
+        metrics = len(unique(metric for row in mine for metric in row.systems.get("model", {})))
+        width = 5 + metrics + 2 * len(unique(other for row in mine for other in row.differences))
+        kept, more = first(
+            sorted(mine, key=lambda row: row.small), CELLS // len(targets) // width, f"parts of {target}"
+        )
+        shown = mine if not more else [row for row in mine if any(row is one for one in kept)]
+        section.blocks += [Heading(target, f"slices-{targets.index(target)}"), _table(context, target, shown), *more]
     return section
 
 
