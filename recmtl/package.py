@@ -507,14 +507,14 @@ class Package:
         arrays = {name: values.float().cpu().numpy() for name, values in predictions.items()}
         return pl.DataFrame(self.contents.outputs(arrays, calibrated=calibrated, fused=fused))
 
-    def predict_pandas(self, frame: "pd.DataFrame") -> "pd.DataFrame":
+    def predict_pandas(self, frame: "pd.DataFrame", *, calibrated: bool = False) -> "pd.DataFrame":
         """:meth:`predict` from and to pandas, under the frame's index: what MLflow calls.
 
         Columns may be of any type that holds the values: whole numbers as floats with NaN, objects, categories, lists
         or arrays as items.
 
         Raises:
-            UserError: as :meth:`encode`; no frame; a column that stands twice.
+            UserError: as :meth:`predict`; no frame; a column that stands twice.
         """
         import pandas as pd
 
@@ -528,7 +528,7 @@ class Package:
                     raise UserError(f"column {name!r} stands {column.shape[1]} times in these rows")
                 columns[name] = _from_pandas(name, column)
         rows = pl.DataFrame({_ROW: pl.int_range(len(frame), dtype=pl.Int64, eager=True), **columns})
-        predictions = self.predict(rows)
+        predictions = self.predict(rows, calibrated=calibrated)
         return pd.DataFrame({name: predictions[name].to_numpy() for name in predictions.columns}, index=frame.index)
 
     def loader(self, folder: Path, manifest: Manifest, split: str, *, batch_size: int = 8192) -> Loader:

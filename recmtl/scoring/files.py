@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 import recmtl
 from recmtl.errors import RunError, UserError
 from recmtl.etl.files import find
+from recmtl.fusion import SCORE
 from recmtl.package import Package, verify_package
 from recmtl.progress import Progress
 from recmtl.scoring.inputs import Piece, Source, cut, look_at
@@ -36,8 +37,6 @@ from recmtl.scoring.workers import score_in_processes
 __all__ = ["Predictions", "predict_files"]
 
 _FORMAT = 1
-SCORE = "score"
-"""The fused score, in the predictions of a package that has one."""
 
 
 @dataclass(frozen=True)
@@ -230,8 +229,7 @@ def _predictions(package: Package, columns: Sequence[str], top: TopK | None, cal
 
 
 def _available(package: Package, calibrated: bool) -> list[str]:
-    arguments = {"calibrated": True} if calibrated else {}
-    return package.predict(pl.DataFrame(), **arguments).columns
+    return package.predict(pl.DataFrame(), calibrated=calibrated).columns
 
 
 def _item(package: Package, sources: Sequence[Source]) -> str | None:

@@ -62,7 +62,6 @@ class Scorer:
 
     def __init__(self, package: Package, job: Job, threads: int) -> None:
         self._package, self._job, self._threads = package, job, threads
-        self._arguments = {"calibrated": True} if job.calibrated else {}
 
     def write(self, piece: Piece, done: Callable[[int], None]) -> None:
         """Score a piece and write its part; ``done`` hears of every batch's rows.
@@ -97,7 +96,8 @@ class Scorer:
 
     def _score(self, name: str, copied: pl.DataFrame, features: pl.DataFrame) -> pl.DataFrame:
         try:
-            predictions = self._package.predict(features, batch_rows=max(features.height, 1), **self._arguments)
+            rows = max(features.height, 1)
+            predictions = self._package.predict(features, calibrated=self._job.calibrated, batch_rows=rows)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         predictions = predictions.select(self._job.columns)

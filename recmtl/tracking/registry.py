@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 import recmtl
+from recmtl.answering import Params
 from recmtl.errors import NotRegisteredError, RecmtlError, RunError, UserError
 from recmtl.findings import Report, read_report
 from recmtl.manifest import file_hash
@@ -284,10 +285,12 @@ def save_pyfunc(
     """
     import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
     inputs = Schema([ColSpec(AnyType(), column, required=False) for column in contents.schema.columns])
+    kinds = {bool: DataType.boolean, int: DataType.long, str: DataType.string}
+    params = ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in Params().model_dump().items()])
     outputs = Schema([ColSpec(DataType.float, column) for column in contents.prediction_columns])
     described = Model(run_id=run_id, metadata=dict(tags))
     if logged is not None:
@@ -311,7 +314,7 @@ def save_pyfunc(
             python_model=str(Path(__file__).with_name("serving.py")),
             artifacts={"package": str(staged / "package"), "source": str(staged / "source.json")},
             code_paths=[str(staged / "recmtl")],
-            signature=ModelSignature(inputs=inputs, outputs=outputs),
+            signature=ModelSignature(inputs=inputs, outputs=outputs, params=params),
             pip_requirements=requirements(),
             mlflow_model=described,
         )

@@ -1,0 +1,131 @@
+"""Requests: the same rows in every form give the package's own predictions; what is malformed is refused and named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from recmtl.answering import answer, predictions, read
+from recmtl.errors import UserError
+from recmtl.package import Package, load_package
+
+ROWS = [
+    {"user_id": 1, "item_id": "a", "likes": [7], "age": 20},
+    {"user_id": 2, "age": None, "genre": "p:0.5", "content": [1.0, 0.0, 2.0]},
+    {"item_id": "b", "user_id": 9_007_199_254_740_993},
+]
+
+
+@pytest.fixture(scope="module")
+def package(saved: Path) -> Package:
+    return load_package(saved)
+
+
+def asked(package: Package, **request: Any) -> pd.DataFrame:
+    return answer(package, json.dumps(request).encode(), "application/json")
+
+
+def expected(package: Package) -> Any:
+    names = dict.fromkeys(name for row in ROWS for name in row)
+    return package.predict(pl.DataFrame({name: [row.get(name) for row in ROWS] for name in names})).to_numpy()
+
+
+@pytest.mark.parametrize("form", ["dataframe_records", "instances", "inputs", "columns", "dataframe_split"])
+def test_every_form_gives_the_packages_predictions(package: Package, form: str) -> None:
+    names = list(dict.fromkeys(name for row in ROWS for name in row))
+    request: dict[str, Any] = {form: ROWS}
+    if form == "columns":
+        request = {"inputs": {name: [row.get(name) for row in ROWS] for name in names}}
+    elif form == "dataframe_split":
+        request = {form: {"columns": names, "data": [[row.get(name) for name in names] for row in ROWS]}}
+    found = asked(package, **request)
+    np.testing.assert_allclose(found.to_numpy(), expected(package), rtol=1e-6, atol=1e-7)
+    assert list(found.columns) == list(package.prediction_columns)
+
+
+def test_what_a_row_does_not_name_is_missing_in_that_row_alone(package: Package) -> None:
+    both = asked(package, instances=[{"user_id": 1}, {"item_id": "a"}])
+    alone = [asked(package, instances=[row]) for row in ({"user_id": 1}, {"item_id": "a"})]
+    np.testing.assert_allclose(both.to_numpy(), pd.concat(alone).to_numpy(), rtol=1e-6)
+
+
+def test_large_ids_keep_their_digits() -> None:
+    frame, _ = read(json.dumps({"instances": ROWS}), None)
+    assert frame["user_id"].tolist() == [1, 2, 9_007_199_254_740_993]
+
+
+def test_the_best_rows(package: Package) -> None:
+    everything = asked(package, instances=ROWS)
+    best = asked(package, instances=ROWS, params={"top_k": 2, "score": "stars"})
+    order = np.argsort(-everything["stars"].to_numpy(), kind="stable")[:2]
+    assert best["row"].tolist() == order.tolist()
+    assert best["rank"].tolist() == [1, 2]
+    np.testing.assert_array_equal(best["click"], everything["click"].iloc[order])
+    assert len(asked(package, instances=ROWS, params={"top_k": 9, "score": "stars"})) == 3
+    tied = asked(package, instances=[ROWS[1]] * 3, params={"top_k": 2, "score": "stars"})
+    assert tied["row"].tolist() == [0, 1]
+
+
+MALFORMED: list[tuple[Any, str]] = [
+    ("{not", "no JSON"),
+    (b"\xff\xfe", "no JSON"),
+    ("", "no JSON"),
+    ("[" * 200_000, "no JSON"),
+    ("[1]", "not a list"),
+    ("null", "not null"),
+    ({}, "this one holds none"),
+    ({"rows": []}, "not 'rows'"),
+    ({"instances": ROWS, "inputs": ROWS}, "holds instances and inputs"),
+    ({"instances": []}, "no rows"),
+    ({"instances": [{}]}, "no rows of any column"),
+    ({"inputs": {}}, "no rows"),
+    ({"dataframe_split": {"columns": ["age"], "data": []}}, "no rows"),
+    ({"instances": 5}, "instances: a list of rows is expected, not a number"),
+    ({"instances": [ROWS[0], 7]}, r"instances\[1\]: a row is an object of columns and values, not a number"),
+    ({"inputs": {"age": 5}}, r"inputs\.age: a list of the rows' values"),
+    ({"inputs": {"age": [5], "user_id": [1, 2]}}, "column 'age' has 1 values and 'user_id' 2"),
+    ({"dataframe_split": {"columns": ["age"]}}, "an object of `columns` and `data`"),
+    ({"dataframe_split": {"columns": "age", "data": []}}, "columns: a list of names"),
+    ({"dataframe_split": {"columns": ["age", "age"], "data": [[1, 2]]}}, "'age' stands there twice"),
+    ({"dataframe_split": {"columns": ["age"], "data": 3}}, "data: a list of rows is expected, not a number"),
+    ({"dataframe_split": {"columns": ["age"], "data": [[1], 2]}}, r"data\[1\]: a row is a list"),
+    ({"dataframe_split": {"columns": ["age"], "data": [[1], [1, 2]]}}, r"data\[1\]: 2 values for 1 columns"),
+    ({"dataframe_split": {"columns": ["age"], "data": [[1]], "index": [1, 2]}}, "index: a list as long as data"),
+    ({"instances": [{"other": 1}]}, "none of the columns that the model reads .* but other"),
+    ({"instances": [{"age": [1]}]}, r"features\.age: column 'age'"),
+    ({"instances": [{"age": {"a": 1}}]}, r"features\.age: column 'age'"),
+    ({"instances": [{"content": [1.0]}]}, r"features\.content: .* not vectors of `dim` 3"),
+    ({"instances": [{"likes": [1]}, {"likes": 2}]}, "'likes' mixes lists with other values"),
+    ({"instances": [{"user_id": 10**30}]}, "these rows cannot be read"),
+    ({"instances": ROWS, "params": 7}, "params: an object"),
+    ({"instances": ROWS, "params": {"k": 7}}, r"params\.k: there is no such parameter"),
+    ({"instances": ROWS, "params": {"top_k": "7"}}, r"params\.top_k: a whole number is expected, not a text"),
+    ({"instances": ROWS, "params": {"top_k": True}}, r"params\.top_k: a whole number is expected, not true or false"),
+    ({"instances": ROWS, "params": {"top_k": -1}}, r"params\.top_k: 1 or more"),
+    ({"instances": ROWS, "params": {"top_k": 1}}, "no fused score"),
+    ({"instances": ROWS, "params": {"top_k": 1, "score": "x"}}, "no score 'x'; it predicts click"),
+    ({"instances": ROWS, "params": {"calibrated": True}}, "has no calibration"),
+]
+
+
+@pytest.mark.parametrize(("request_", "match"), MALFORMED)
+def test_what_is_malformed_is_refused_in_one_sentence(package: Package, request_: Any, match: str) -> None:
+    body = request_ if isinstance(request_, (str, bytes)) else json.dumps(request_)
+    with pytest.raises(UserError, match=match) as caught:
+        answer(package, body, "application/json; charset=utf-8")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_bodies_are_refused(package: Package) -> None:
+    with pytest.raises(UserError, match="as application/json, not text/csv"):
+        answer(package, b"user_id\n1\n", "text/csv")
+
+
+def test_a_frame_from_mlflow_keeps_its_index(package: Package) -> None:
+    frame = pd.DataFrame({"user_id": [1, 2]}, index=["x", "y"])
+    assert predictions(package, frame).index.tolist() == ["x", "y"]
+    assert predictions(package, frame, {"calibrated": False, "top_k": 0, "score": ""}).shape == (2, 7)
