@@ -250,8 +250,8 @@ def data(context: Context) -> Section:
     columns = [Column("Split"), Column("Rows", True), Column("From", True), Column("To", True)]
     rows = []
     for name, split in card.splits.items():
-        first, last = (split.get("time_range") or (None, None))[:2]
-        rows.append([Cell(plain(name)), number(split.get("rows"), count), Cell(instant(first)), Cell(instant(last))])
+        begin, end = (split.get("time_range") or (None, None))[:2]
+        rows.append([Cell(plain(name)), number(split.get("rows"), count), Cell(instant(begin)), Cell(instant(end))])
     if rows:
         section.blocks.append(Table("Splits", columns, rows, sortable=False))
     labels = list(_labels(card.splits))

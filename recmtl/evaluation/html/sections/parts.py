@@ -47,7 +47,8 @@ def slices(context: Context) -> Section:
         kept, more = first(
             sorted(mine, key=lambda row: row.small), CELLS // len(targets) // width, f"parts of {target}"
         )
-        shown = mine if not more else [row for row in mine if any(row is one for one in kept)]
+        places = {id(row) for row in kept}
+        shown = [row for row in mine if id(row) in places]
         section.blocks += [Heading(target, f"slices-{targets.index(target)}"), _table(context, target, shown), *more]
     return section
 
