@@ -4,11 +4,13 @@ Every class counts the same, however rare. Undefined where all rows are of one c
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recmtl.metrics.auc import AUC
-from recmtl.metrics.base import Examples, FloatArray, Metric, Weighted
+from recmtl.metrics.base import ByCluster, Examples, FloatArray, Metric, Weighted
 
 __all__ = ["MACRO_AUC"]
 
@@ -20,6 +22,21 @@ def _prepare(examples: Examples) -> Weighted:
     ]
 
     def macro_auc(weight: FloatArray) -> float | None:
+        values = [value for value in (auc(weight) for auc in one_against_rest) if value is not None]
+        return float(np.mean(values)) if values else None
+
+    return macro_auc
+
+
+def _resample(examples: Examples, cluster: NDArray[np.intp]) -> ByCluster:
+    one_against_rest = [
+        AUC.by_cluster(
+            replace(examples, prediction=examples.prediction[:, index], label=examples.label == index), cluster
+        )
+        for index in range(examples.prediction.shape[1])
+    ]
+
+    def macro_auc(weight: NDArray[Any]) -> float | None:
         values = [value for value in (auc(weight) for auc in one_against_rest) if value is not None]
         return float(np.mean(values)) if values else None
 
@@ -43,4 +60,5 @@ MACRO_AUC = Metric(
     prepare=_prepare,
     influence=_influence,
     scale="logit",
+    resample=_resample,
 )
