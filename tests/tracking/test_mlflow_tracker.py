@@ -8,8 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -393,36 +392,14 @@ def test_a_password_is_written_nowhere(make_tracker: Make, tmp_path: Path, capfd
 # A real server
 
 
-@contextmanager
-def serving(folder: Path, port: int) -> Iterator[str]:
-    """`mlflow server` on this machine."""
-    folder.mkdir()
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")),
-    ]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
-
-
 @pytest.mark.slow
 def test_a_server_that_comes_back(
-    make_tracker: Make, sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    make_tracker: Make,
+    serving: Any,
+    sample: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -440,7 +417,7 @@ def test_a_server_that_comes_back(
         tracker.register(package, "ranker", "challenger")
     tracker.finish()
 
-    with serving(tmp_path / "server", port):
+    with serving(tmp_path / "server", port=port):
         synced = sync(tmp_path / "run", uri=address, progress=Silent())
         assert [version.uri for version in synced.registered] == ["models:/ranker@challenger"]
         client = connect(address)
