@@ -12,7 +12,7 @@ from scipy.special import expit, ndtr
 from sklearn.metrics import roc_auc_score
 
 from recmtl.errors import UserError
-from recmtl.etl.sources import SOURCES
+from recmtl.etl.sources import SOURCES, synthetic_world
 from recmtl.etl.sources.event_log import EventConfig, EventLogConfig, LogConfig
 from recmtl.etl.sources.event_log import read as read_event_log
 from recmtl.etl.sources.synthetic import Noise, SyntheticConfig, default_features, inputs, read, write_logs
@@ -503,3 +503,55 @@ class TestRead:
         kind = SOURCES["synthetic"]
         assert kind.config is SyntheticConfig
         assert kind.read is read
+
+
+def test_a_world_that_drifts_keeps_its_spread_and_forgets_at_the_stated_rate():
+    config = WorldConfig(users=4000, items=3000, impressions=1000, drift={"tastes": 0.2, "popularity": 0.3})
+    first = build_world(config, np.random.default_rng(1))
+    world, drift = first, np.random.default_rng(2)
+    for _ in range(4):
+        world = synthetic_world._moved(config, world, drift)
+
+    def alike(one, other, weight):
+        one, other = (values - (values * weight).sum() for values in (one, other))
+        return (one * other * weight).sum() / np.sqrt((one**2 * weight).sum() * (other**2 * weight).sum())
+
+    assert (world.user_effect[0] ** 2 * first.visits).sum() == pytest.approx(1, abs=0.25)
+    assert (world.trait[:, 0] ** 2 * first.popularity).sum() == pytest.approx(1, abs=0.35)
+    # (1 − 0.2)^(4/2) = 0.64, though few segments make single sets uneven.
+    kept = [alike(first.user_effect[t], world.user_effect[t], first.visits) for t in range(3)]
+    kept += [alike(first.taste[t][:, k], world.taste[t][:, k], first.visits) for t in range(3) for k in range(4)]
+    assert np.mean(kept) == pytest.approx(0.64, abs=0.15)
+    shown = np.corrcoef(np.log(first.popularity), np.log(world.popularity))[0, 1]
+    assert shown == pytest.approx(0.7**2, abs=0.05)
+    assert world.popularity.sum() == pytest.approx(1)
+
+
+def test_new_users_and_items_come_on_the_stated_days_and_rates_stay():
+    config = WorldConfig(
+        users=400, items=200, impressions=30_000, days=10, drift={"tastes": 0.1, "new_users": 0.05, "new_items": 0.03}
+    )
+    world = build_world(config, np.random.default_rng(1))
+    shown = show(config, world, np.random.default_rng(2), np.random.default_rng(3))
+    day = (shown.time - round(config.start.timestamp()) * SECOND) // DAY
+    for codes, count, new in ((shown.user, 400, 20), (shown.item, 200, 6)):
+        first = np.full(count, 99)
+        np.minimum.at(first, codes, day)
+        on_the_first = (first == 0).sum()
+        assert 0.6 * (count - 9 * new) < on_the_first <= count - 9 * new
+        later = [(first <= today).sum() for today in range(1, 10)]
+        assert all(seen <= count - 9 * new + new * today for today, seen in enumerate(later, 1))
+        assert later[-1] > on_the_first + 5 * new
+    assert shown.click.mean() == pytest.approx(config.rates.click, abs=1e-6)
+    pairs = shown.request * 200 + shown.item
+    assert np.unique(pairs).size == pairs.size
+
+
+def test_drift_that_leaves_nobody_for_the_first_day_is_refused():
+    with pytest.raises(ValidationError, match=r"drift\.new_items: 190 of 200"):
+        WorldConfig(items=200, days=20, drift={"new_items": 0.05})
+
+
+def test_standing_still_is_no_parameter_of_the_logs(tmp_path):
+    assert "drift" not in SyntheticConfig(path=tmp_path).parameters()
+    assert "drift" in SyntheticConfig(path=tmp_path, drift={"tastes": 0.1}).parameters()

@@ -96,7 +96,10 @@ class SyntheticConfig(WorldConfig):
 
     def parameters(self) -> dict[str, Any]:
         """What shapes the bytes that are written."""
-        return {"version": VERSION, **self.model_dump(mode="json", exclude={"kind", "path", "observed_until"})}
+        beside = {"kind", "path", "observed_until"}
+        if not self.drift.moves:  # so that logs from before there was drift are still those of their parameters
+            beside.add("drift")
+        return {"version": VERSION, **self.model_dump(mode="json", exclude=beside)}
 
 
 def read(config: SyntheticConfig, work: Path, progress: Progress, *, labels: Collection[str] = ()) -> LabelledLog:
@@ -211,9 +214,10 @@ def _is_there(config: SyntheticConfig) -> bool:
 
 def _generate(config: SyntheticConfig, folder: Path) -> None:
     # One stream of randomness for each step, so that a change to one leaves the others' draws alone.
-    streams = (np.random.default_rng(seed) for seed in np.random.SeedSequence(config.seed).spawn(5))
+    *seeds, of_drift = np.random.SeedSequence(config.seed).spawn(6)
+    streams, drift = (np.random.default_rng(seed) for seed in seeds), np.random.default_rng(of_drift)
     world = build_world(config, next(streams))
-    shown = show(config, world, next(streams))
+    shown = show(config, world, next(streams), drift)
     events = behave(config, shown, next(streams))
     truth = label_truth(
         shown,

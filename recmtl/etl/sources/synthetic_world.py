@@ -9,10 +9,14 @@ with a, b and P_u · Q_j/√K standardised over what is shown, and centred so th
 user's or an item's own effect could take. Between tasks, a, b and P correlate by ``task_correlation``. Part of every
 effect is written in the user and item tables (``explained``); the rest can only be learned from behaviour.
 
+With :class:`DriftConfig` the world moves from day to day. Every effect and factor x takes an autoregressive step,
+x ← √(1 − r)·x + √r·ε, which keeps its variance and, after d days, a correlation of (1 − r)^(d/2) with where it began;
+of ε the share ``explained`` is common to a segment or category, as x is. What tables say stays as it was.
+
 Legend: U users, I items, N impressions, K factors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -27,6 +31,7 @@ __all__ = [
     "TASKS",
     "Delay",
     "Delays",
+    "DriftConfig",
     "Events",
     "Rates",
     "Shown",
@@ -132,6 +137,24 @@ class Rates(Settings):
     """Centre of the stars before rounding to 1, 2, 3, 4, 5."""
 
 
+class DriftConfig(Settings):
+    """How the world moves from day to day. At 0 throughout it stands still."""
+
+    tastes: float = Field(default=0.0, ge=0, le=1)
+    """Share of the variance of every effect and factor that is drawn anew each day (r above)."""
+    popularity: float = Field(default=0.0, ge=0, le=1)
+    """The same of the logarithm of what share of the requests an item is shown in."""
+    new_users: float = Field(default=0.0, ge=0, le=1)
+    """Share of all users who come first on each day after the first."""
+    new_items: float = Field(default=0.0, ge=0, le=1)
+    """Share of all items that are shown first on each day after the first."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything does."""
+        return any((self.tastes, self.popularity, self.new_users, self.new_items))
+
+
 class WorldConfig(Settings):
     """Size and character of the made-up world."""
 
@@ -169,6 +192,8 @@ class WorldConfig(Settings):
     """How often things happen."""
     delays: Delays = Delays()
     """How long they take."""
+    drift: DriftConfig = DriftConfig()
+    """How all this moves from day to day."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "WorldConfig":
@@ -177,6 +202,14 @@ class WorldConfig(Settings):
             raise ValueError("request_sizes: write [fewest, most], both at least 1")
         if most > self.items:
             raise ValueError(f"request_sizes: a request cannot show {most} different items out of {self.items}")
+        for name, count in (("new_users", self.users), ("new_items", self.items)):
+            later = round(getattr(self.drift, name) * count) * (self.days - 1)
+            least = most if name == "new_items" else 1
+            if count - later < least:
+                raise ValueError(
+                    f"drift.{name}: {later} of {count} come after the first of {self.days} days, which leaves too few "
+                    "for it; lower it"
+                )
         return self
 
 
@@ -398,27 +431,33 @@ def _intercept(logit: Floats, rate: float) -> float:
     return (low + high) / 2
 
 
-def show(config: WorldConfig, world: World, generator: np.random.Generator) -> Shown:
-    """Draw the impressions and state the chances of what follows each."""
+def show(
+    config: WorldConfig, world: World, generator: np.random.Generator, drift: np.random.Generator | None = None
+) -> Shown:
+    """Draw the impressions and state the chances of what follows each.
+
+    Args:
+        config, world: what there is.
+        generator: what is shown hangs on it.
+        drift: how the world moves hangs on it; needed where it does.
+    """
     sizes = _request_sizes(config, generator)
     times = _request_times(config, sizes.size, generator)
-    visitors = generator.choice(config.users, size=sizes.size, p=world.visits)
     request = np.repeat(np.arange(sizes.size), sizes)
     position = np.arange(request.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    user = visitors[request]
-    item = _draw_items(request, world.popularity, generator)
+    if config.drift.moves:
+        assert drift is not None
+        user, item, parts = _drawn_day_by_day(config, world, request, times, generator, drift)
+    else:
+        visitors = generator.choice(config.users, size=sizes.size, p=world.visits)
+        user = visitors[request]
+        item = _draw_items(request, world.popularity, generator)
+        parts = np.stack([_parts(config, world, task, user, item) for task in range(3)])
 
-    strengths = config.strengths
-
-    def parts(task: int, strength: Strength) -> tuple[Floats, Floats]:
-        main = strength.user * world.user_effect[task][user] + strength.item * world.item_effect[task][item]
-        both = np.einsum("nk,nk->n", world.taste[task][user], world.trait[item]) / np.sqrt(config.factors)
-        return main, strength.interaction * both
-
-    main, both = parts(0, strengths.click)
+    main, both = parts[0]
     main = main - config.position * np.log1p(position)
     main = main + _intercept(main + both, config.rates.click)
-    bought = np.add(*parts(1, strengths.purchase))
+    bought = parts[1].sum(axis=0)
     return Shown(
         request=request,
         user=user,
@@ -427,8 +466,85 @@ def show(config: WorldConfig, world: World, generator: np.random.Generator) -> S
         time=times[request],
         click=expit(main + both),
         purchase=expit(bought + _intercept(bought, config.rates.purchase)),
-        stars=config.rates.stars + np.add(*parts(2, strengths.rating)),
+        stars=config.rates.stars + parts[2].sum(axis=0),
         main_click=expit(main),
+    )
+
+
+def _parts(config: WorldConfig, world: World, task: int, user: Ints, item: Ints) -> Floats:
+    """(2, N): users' and items' own effects, and the interaction, in units of the task."""
+    strength = (config.strengths.click, config.strengths.purchase, config.strengths.rating)[task]
+    main = strength.user * world.user_effect[task][user] + strength.item * world.item_effect[task][item]
+    both = np.einsum("nk,nk->n", world.taste[task][user], world.trait[item]) / np.sqrt(config.factors)
+    return np.stack([main, strength.interaction * both])
+
+
+def _drawn_day_by_day(
+    config: WorldConfig,
+    world: World,
+    request: Ints,
+    times: Ints,
+    generator: np.random.Generator,
+    drift: np.random.Generator,
+) -> tuple[Ints, Ints, Floats]:
+    """Users, items and (3, 2, N) parts of the impressions, each day's from the world as it is by then."""
+    first_user = _first_days(config.users, config.drift.new_users, config.days, drift)
+    first_item = _first_days(config.items, config.drift.new_items, config.days, drift)
+    day = (times - int(config.start.timestamp()) * SECOND) // DAY
+    user, item = np.empty(request.size, np.int64), np.empty(request.size, np.int64)
+    parts = np.empty((3, 2, request.size))
+    for today in range(config.days):
+        if today:
+            world = _moved(config, world, drift)
+        rows = np.flatnonzero(day[request] == today)
+        if not rows.size:
+            continue
+        visits = np.where(first_user <= today, world.visits, 0.0)
+        popularity = np.where(first_item <= today, world.popularity, 0.0)
+        first = request[rows[0]]
+        visitors = generator.choice(config.users, size=request[rows[-1]] - first + 1, p=visits / visits.sum())
+        user[rows] = visitors[request[rows] - first]
+        there = np.flatnonzero(popularity)
+        item[rows] = there[_draw_items(request[rows], popularity[there], generator)]
+        for task in range(3):
+            parts[task][:, rows] = _parts(config, world, task, user[rows], item[rows])
+    return user, item, parts
+
+
+def _first_days(count: int, share: float, days: int, generator: np.random.Generator) -> Ints:
+    """On which day each of ``count`` comes first: as many on every day after the first."""
+    first = np.zeros(count, np.int64)
+    new = round(share * count)
+    order = generator.permutation(count)
+    for today in range(1, days):
+        first[order[(today - 1) * new : today * new]] = today
+    return first
+
+
+def _moved(config: WorldConfig, world: World, generator: np.random.Generator) -> World:
+    """The world a day later."""
+    told, own = np.sqrt(config.explained), np.sqrt(1 - config.explained)
+
+    def stepped(values: Floats, groups: Ints, kinds: int, share: float, weight: Floats) -> Floats:
+        """Values whose last axis is users or items."""
+        shape = values.shape[:-1]
+        fresh = told * generator.standard_normal((*shape, kinds))[..., groups]
+        fresh = _standard(fresh + own * generator.standard_normal(values.shape), weight)
+        return np.asarray(np.sqrt(1 - share) * values + np.sqrt(share) * fresh)
+
+    share, drift = config.drift.tastes, config.drift.popularity
+    taste = stepped(world.taste.transpose(0, 2, 1), world.segment, _SEGMENTS, share, world.visits)
+    trait = stepped(world.trait.T, world.category, _CATEGORIES, share, world.popularity)
+    shown = np.log(world.popularity)
+    shown = np.sqrt(1 - drift) * (shown - shown.mean()) + np.sqrt(drift) * generator.permutation(shown - shown.mean())
+    popularity = np.exp(shown)
+    return replace(
+        world,
+        popularity=popularity / popularity.sum(),
+        user_effect=stepped(world.user_effect, world.segment, _SEGMENTS, share, world.visits),
+        item_effect=stepped(world.item_effect, world.category, _CATEGORIES, share, world.popularity),
+        taste=np.ascontiguousarray(taste.transpose(0, 2, 1)),
+        trait=np.ascontiguousarray(trait.T),
     )
 
 
