@@ -56,6 +56,8 @@ NOISE = 1.96
 """Standard errors by which a method must be better than a simpler one, and a product's mean off to be shifted."""
 FEWEST = 30
 """Rows of either class below which nothing is fitted."""
+_BLOCK = 1 << 21
+"""Rows that are calibrated at a time: a split may be larger than memory."""
 _FURTHEST = 10.0
 """The largest shift of a logit."""
 
@@ -76,7 +78,7 @@ class CalibrationConfig(Settings):
     folds: Annotated[int, Field(ge=2)] = 5
     """Parts into which users are cut to compare the methods."""
     max_rows: Annotated[int, Field(ge=1000)] = 1_000_000
-    """Rows that are read, of users drawn by the seed: more would not move a curve."""
+    """About as many rows are read, of users drawn by the seed: more would not move a curve."""
 
     @field_validator("by_target")
     @classmethod
@@ -105,8 +107,18 @@ class CalibrationConfig(Settings):
 
 
 def apply_to(scored: Scored, calibrations: Calibrations, tasks: Tasks) -> Scored:
-    """The same rows with calibrated predictions, equal to what ``Package.predict(calibrated=True)`` gives for them."""
-    return replace(scored, predictions=calibrations.apply(scored.predictions, tasks))
+    """The same rows with calibrated predictions, equal to what ``Package.predict(calibrated=True)`` gives for them.
+
+    Columns that no calibration touches are those of ``scored``; the others are new, and in memory.
+    """
+    found: dict[str, NDArray[np.float32]] = {}
+    for start in range(0, len(scored), _BLOCK):
+        part = {name: np.asarray(values[start : start + _BLOCK]) for name, values in scored.predictions.items()}
+        for name, values in calibrations.apply(part, tasks).items():
+            if values is not part[name]:
+                whole = found.setdefault(name, np.empty(len(scored), np.float32))
+                whole[start : start + _BLOCK] = values
+    return replace(scored, predictions={**scored.predictions, **found})
 
 
 def row_weights(scored: Scored, tasks: Tasks, rates: Mapping[str, float]) -> FloatArray:
@@ -156,7 +168,13 @@ def fit_calibration(
 
 
 def calibration_figures(
-    scored: Scored, tasks: Tasks, calibrations: Calibrations, *, split: str = "test"
+    scored: Scored,
+    tasks: Tasks,
+    calibrations: Calibrations,
+    *,
+    split: str = "test",
+    max_rows: int = 1_000_000,
+    seed: int = 0,
 ) -> tuple[findings.Calibration, ...]:
     """What a fitted calibration does on other rows: for every target the figures without it and with it.
 
@@ -165,7 +183,10 @@ def calibration_figures(
         tasks: the model's.
         calibrations: as fitted, or as a package has them.
         split: what the rows are, for the report.
+        max_rows: about as many are read, of users drawn by the seed.
+        seed: of that.
     """
+    scored = _drawn(scored, max_rows, seed)
     rates = {
         name: calibrations.targets[target_of(tasks, name)].negative_rate
         for name, task in tasks.items()
@@ -181,7 +202,7 @@ def calibration_figures(
         calibration = calibrations.targets.get(target_of(tasks, target.task.name), TargetCalibration())
         method = calibration.curve.kind
         before, after = (_probabilities(rows, target.key) for rows in (scored, with_it))
-        if not np.array_equal(before, after):
+        if not calibration.changes_nothing or not np.array_equal(before, after):
             lines.append(_line(target, "none", False, scored, before, weight, f"not calibrated; on {split}"))
         lines.append(_line(target, method, True, scored, after, weight, said))
     return tuple(lines)
@@ -355,28 +376,36 @@ def _line(
 
 
 def _drawn(scored: Scored, most: int, seed: int) -> Scored:
-    """All rows of users drawn at random, as many as ``most`` rows hold; without users, of rows."""
+    """All rows of users drawn by a hash, about ``most`` rows together; without users, of rows."""
     if len(scored) <= most:
         return scored
-    group = np.arange(len(scored)) if scored.group is None else scored.group
-    users, place, size = np.unique(group, return_inverse=True, return_counts=True)
-    order = np.random.default_rng((seed, 1)).permutation(users.size)
-    taken = np.zeros(users.size, bool)
-    taken[order[np.cumsum(size[order]) <= most]] = True
-    rows = np.flatnonzero(taken[place])
+    keys, share = scored.row if scored.group is None else scored.group, most / len(scored)
+    taken = [
+        start + np.flatnonzero(_uniform(np.asarray(keys[start : start + _BLOCK]), seed) < share)
+        for start in range(0, len(scored), _BLOCK)
+    ]
+    rows = np.concatenate(taken)
 
     def part(columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {name: values[rows] for name, values in columns.items()}
+        return {name: np.asarray(values[rows]) for name, values in columns.items()}
 
     return replace(
         scored,
         predictions=part(scored.predictions),
         labels=part(scored.labels),
         observed=part(scored.observed),
-        group=None if scored.group is None else scored.group[rows],
-        row=scored.row[rows],
-        weights=part(scored.weights),
+        group=None if scored.group is None else np.asarray(scored.group[rows]),
+        row=np.asarray(scored.row[rows]),
+        weights={},
     )
+
+
+def _uniform(keys: NDArray[np.int64], seed: int) -> FloatArray:
+    """(N,) a number in [0, 1) of each key and the seed: SplitMix64's output function (Steele et al. 2014)."""
+    z = keys.astype(np.uint64) + np.uint64((seed * 2 + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(((z ^ (z >> np.uint64(31))) >> np.uint64(11)) / 2.0**53)
 
 
 def _probabilities(scored: Scored, column: str) -> FloatArray:
