@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from recmtl.balancing import BALANCERS, AnyBalancer
 from recmtl.errors import UserError
+from recmtl.etl.days import DailyConfig
 from recmtl.etl.prepare import DataConfig
 from recmtl.evaluation.config import EvaluationConfig
 from recmtl.model import ModelConfig
@@ -54,6 +55,8 @@ class RunConfig(Settings):
     """Optimisers, epochs, device, early stopping, checkpoints."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Intervals, slices, rankings, calibration, drift, guards, and the champion to compare with."""
+    daily: DailyConfig | None = None
+    """The daily pipeline: what a day trains on and what it is judged on; null: the config runs no days."""
     tracking: TrackingConfig = TrackingConfig()
     """The MLflow store and experiment."""
     registry: RegistryConfig | None = None
@@ -94,11 +97,11 @@ class RunConfig(Settings):
         """SHA-256 over all that shapes the trained model, as hex.
 
         Left out are the folder that the run is written to, and what can be done anew without training anew: how the
-        model is evaluated, and what it must pass to be promoted.
+        model is evaluated (but for what of it travels in the package), and what it must pass to be promoted.
         """
         resolved = self.resolved()
         del resolved["output"]
-        resolved.pop("evaluation", None)
+        resolved["evaluation"] = {part: resolved["evaluation"].get(part) for part in ("calibration", "fusion")}
         if resolved["registry"] is not None:
             resolved["registry"].pop("gate", None)
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()

@@ -228,6 +228,10 @@ def print_run(result: "RunResult") -> None:
         for row in result.rows:
             table.add_row(*row)
         out.print(table)
+    if result.report is not None and result.report.verdict.decision != "not judged":
+        verdict = result.report.verdict
+        colour = "green" if verdict.decision == "promote" else "red"
+        out.print(f"\n[bold {colour}]{verdict.decision}[/]: {escape(' '.join(verdict.reasons[:3]))}")
     if result.places:
         out.print()
     for place in result.places:

@@ -108,18 +108,45 @@ def train(
 
 @app.command()
 def evaluate(
-    config: Config,
+    config: OptionalConfig = None,
     set_: Overrides = None,
     output: Output = None,
-    model: Model = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="[NAME=]PATH_OR_URI",
+            help="A run's or a package's folder, or models:/NAME@ALIAS, models:/NAME/3. Of several, the report is "
+            "about the first, and the others stand beside it under their names.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="PREPARED", help="With --model: a prepared dataset, for CONFIG's own."),
+    ] = None,
+    champion: Annotated[
+        str | None,
+        typer.Option(
+            "--champion",
+            metavar="PATH_OR_URI",
+            help="The model to beat; by default @champion of registry.model, where there is one; none: nobody.",
+        ),
+    ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Evaluate this config's own run on its test rows, or, with --model, another model on the same rows."""
+    """Evaluate this config's own run on its test rows, or, with --model, other models on the same rows."""
     alone("evaluate")
     from recmtl import stages
 
-    loaded = load(config, set_)
-    result = stages.evaluate(loaded, model=model, tracking_uri=tracking_uri, output=output, progress=progress())
+    result = stages.evaluate(
+        None if config is None else load(config, set_),
+        model=model,
+        data=data,
+        champion=champion,
+        tracking_uri=tracking_uri,
+        output=output,
+        progress=progress(),
+    )
     print_run(result)
 
 

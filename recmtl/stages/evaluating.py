@@ -1,51 +1,78 @@
-"""A run's own model, or another, measured on validation and test."""
+"""A run's own model, or others, measured on the same rows: figures, report and verdict."""
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from recmtl.config import RunConfig
-from recmtl.errors import UserError
-from recmtl.etl.truth import read_truth
-from recmtl.evaluation import Scored, evaluation_record, score, summary_table, write_report
+from recmtl.errors import RunError, UserError
+from recmtl.evaluation import Scored, score, summary_table, write_report
+from recmtl.evaluation.config import EvaluationConfig
+from recmtl.evaluation.html import write_html, write_json
+from recmtl.findings import Calibration, Cost, Fusion, Report
+from recmtl.manifest import Manifest
 from recmtl.package import load_package
 from recmtl.progress import Progress, Silent
 from recmtl.runs import holds_run, write_atomically
-from recmtl.stages.job import Job, Place, RunResult, open_job, quoted, rows_of, truth_of, untrained, write_up
+from recmtl.stages.job import Job, RunResult, commit, open_job, report_place, rows_of, untrained, write_up
 from recmtl.stages.preparing import prepare
-from recmtl.statistics import Statistics
-from recmtl.tracking import redact, resolved
+from recmtl.stages.registering import register_job
+from recmtl.stages.reporting import CHAMPION, MODEL, Contender, Rows, Story, report_on
+from recmtl.tracking import RegistryConfig, redact, resolved, store_uri
+from recmtl.tracking.promotion import champion_of
 from recmtl.training import resolve_device
 
 __all__ = ["evaluate", "evaluate_job", "score_package"]
 
+_SYSTEM = re.compile(r"([A-Za-z][\w-]*)=(.+)")
+_TAKEN = (MODEL, CHAMPION, "baseline", "optimum")
+
 
 def evaluate(
-    config: RunConfig,
+    config: RunConfig | None = None,
     *,
-    model: str | None = None,
+    model: str | Sequence[str] | None = None,
+    data: Path | None = None,
+    champion: str | None = None,
     tracking_uri: str | None = None,
     output: Path | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Evaluate on the config's validation and test rows.
+    """Evaluate on validation and test rows, and write the report.
 
     Args:
-        config: the run.
+        config: the run, whose prepared rows are taken and whose settings hold.
         model: another model, as a package's folder or a registry URI: it encodes the raw rows with its own statistics.
-            None evaluates this config's own run.
+            Of several, the report is about the first; the others stand beside it, each under the name that ``NAME=``
+            before it gives. None evaluates this config's own run.
+        data: a prepared dataset, in place of the config's.
+        champion: the model to compare with, in place of ``evaluation.champion``.
         tracking_uri: the store of a URI.
         output: the run's folder; with ``model``, where its metrics and report go (by default the run's folder with
             ``-evaluated`` added).
         progress: where to show it; nowhere by default.
 
+    Returns:
+        With ``report``: its verdict says whether the gate, where there is one, lets the model through.
+
     Raises:
-        UserError: nothing is trained here yet, or the model has no task in common with the config.
+        UserError: nothing is trained here yet; a model has no task in common with the data; the champion cannot read
+            them; no config where one is needed.
     """
     progress = progress or Silent()
-    if model is not None:
-        return _evaluate_other(config, model, tracking_uri, output, progress)
+    models = [model] if isinstance(model, str) else list(model or ())
+    if models:
+        return _evaluate_others(config, models, data, champion, tracking_uri, output, progress)
+    if config is None:
+        raise UserError("evaluate: give a config, or a model with --model and a prepared dataset with --data")
+    if data is not None:
+        raise UserError("evaluate: --data goes with --model; a config's own run is evaluated on its own data")
     path = output or config.folder
     if not holds_run(path):
         raise untrained(path)
@@ -53,57 +80,204 @@ def evaluate(
         if not job.folder.is_done("train"):
             raise untrained(path)
         if job.leads:
-            evaluate_job(job)
+            registered = job.folder.is_done("register")
+            evaluate_job(job, champion=champion)
+            if registered:  # the version's verdict is that of its last report
+                job.folder.reopen("register")
+                register_job(job)
     return job.result()
 
 
-def evaluate_job(job: Job) -> None:
-    """Measure the run's package on validation and test, and write the figures down."""
-    splits = ("validation", "test")
-    with job.folder.timed("evaluate"):
-        record = evaluation_record(
-            score_package(job, *splits), job.manifest.tasks_, job.statistics, truth_of(job, *splits)
+def evaluate_job(job: Job, *, champion: str | None = None) -> None:
+    """Measure the run's package on validation and test beside the champion, and write report and figures down."""
+    config = job.config
+    metrics = job.folder.read_metrics()
+    with job.folder.timed("evaluate"), ExitStack() as stack:
+        device = resolve_device(config.training.device)
+        mine = Contender(
+            MODEL, str(job.folder.package), load_package(job.folder.package, device=device), encoded=job.loader
         )
+        uri = store_uri(config.tracking.uri) if config.tracking.enabled else None
+        other, undecided = _champion(
+            champion or config.evaluation.champion, config.registry, uri, stack, device, job.progress
+        )
+        notes = []
+        if other is not None and other.package.contents.digest == mine.package.contents.digest:
+            notes.append("The champion is this very model, so there is nobody to compare it with.")
+            other = None
+        story = Story(
+            name=config.name,
+            config=config.resolved(),
+            commit=commit(),
+            history=metrics.get("history", ()),
+            calibration=[Calibration.model_validate(line) for line in metrics.get("calibration", ())],
+            fusion=Fusion.model_validate(metrics["fusion"]) if metrics.get("fusion") else None,
+            notes=notes,
+            undecided=undecided,
+        )
+        report, record = report_on(
+            Rows(job.prepared.folder, job.manifest),
+            [mine, *([] if other is None else [other])],
+            config.evaluation,
+            story,
+            gate=config.registry.gate if config.registry is not None else None,
+            work=job.folder.path / "scored",
+            progress=job.progress,
+        )
+    report = report.model_copy(update={"cost": _cost(job, str(device))})
     job.folder.update_metrics({**record, "rows": rows_of(job.manifest)})
+    _write(job.folder.path, report)
+    for name in ("report.html", "report.json"):
+        job.tracker.artifact(job.folder.path / name)
     steps = job.folder.detail("train")["steps"]
-    job.tracker.metrics(dict(_figures(record, "test")), step=steps)
-    job.folder.finish("evaluate")
+    job.tracker.metrics(dict(_figures(record, report)), step=steps)
+    job.tracker.tags({"recmtl.gate": report.verdict.decision})
+    job.folder.finish("evaluate", job.evaluated_how())
     write_up(job)
 
 
-def _evaluate_other(
-    config: RunConfig, model: str, tracking_uri: str | None, output: Path | None, progress: Progress
-) -> RunResult:
-    """Another model on this config's validation and test rows, from their raw columns."""
-    path = output or config.folder.with_name(f"{config.folder.name}-evaluated")
-    if (path / "run.json").exists():
-        raise UserError(f"--output {path}: this is a run's own folder; give another one for the figures of {model}")
-    prepared = prepare(config, progress=progress)
-    manifest, splits = prepared.manifest, ("validation", "test")
-    statistics = Statistics.load(prepared.folder / "statistics")
-    with resolved(model, tracking_uri) as folder:
-        package = load_package(folder, device=resolve_device(config.training.device))
-        scored = {
-            split: score(
-                package.model,
-                package.loader(prepared.folder, manifest, split),
-                device=package.device,
-                progress=progress,
-            )
-            for split in splits
-        }
-        truth = {split: read_truth(prepared.folder, manifest, split) for split in splits} if manifest.truth else None
-        record = evaluation_record(scored, package.tasks, statistics, truth)
-        metrics = {**record, "rows": rows_of(manifest), "model": redact(model)}
+def _champion(
+    wanted: str,
+    registry: RegistryConfig | None,
+    uri: str | None,
+    stack: ExitStack,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[Contender | None, str | None]:
+    """The model to beat, if there is one, and why the gate cannot be asked, if it cannot."""
+    if wanted == "none":
+        return None, None
+    if wanted == "auto":
+        if registry is None or uri is None:
+            return None, None
         try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output {path}: cannot make this folder ({error.strerror})") from error
-        write_atomically(path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-        write_report(path / "report.md", name=config.name, manifest=manifest, metrics=metrics, config=config.resolved())
+            found = champion_of(registry.model, uri=uri)
+        except RunError as error:
+            progress.warn(f"no comparison with the champion: {error}")
+            return None, f"The registry could not be asked for the champion, so nothing is decided: {error}"
+        if found is None:
+            return None, None
+        wanted = found.uri(registry.model)
+    folder = stack.enter_context(resolved(wanted, uri))
+    return Contender(CHAMPION, redact(wanted), load_package(folder, device=device)), None
+
+
+def _evaluate_others(
+    config: RunConfig | None,
+    models: Sequence[str],
+    data: Path | None,
+    champion: str | None,
+    tracking_uri: str | None,
+    output: Path | None,
+    progress: Progress,
+) -> RunResult:
+    """Models on rows that they may never have seen, from their raw columns."""
+    named = _named(models)
+    if output is None and config is None:
+        raise UserError("evaluate: --output is missing: the folder that figures and report go to")
+    assert output is not None or config is not None
+    path = output or config.folder.with_name(f"{config.folder.name}-evaluated")  # type: ignore[union-attr]
+    if (path / "run.json").exists():
+        raise UserError(f"--output {path}: this is a run's own folder; give another one for the figures of {models[0]}")
+    folder, manifest = _prepared(config, data, progress)
+    settings = EvaluationConfig() if config is None else config.evaluation
+    registry = None if config is None else config.registry
+    device = resolve_device("auto" if config is None else config.training.device)
+    uri = tracking_uri
+    if uri is None and config is not None and config.tracking.enabled:
+        uri = config.tracking.uri
+    with ExitStack() as stack:
+        contenders = [
+            Contender(name, redact(where), load_package(stack.enter_context(resolved(where, uri)), device=device))
+            for name, where in named.items()
+        ]
+        store = store_uri(uri) if registry is not None and config is not None and config.tracking.enabled else uri
+        other, undecided = _champion(champion or settings.champion, registry, store, stack, device, progress)
+        if other is not None:
+            contenders.insert(1, other)
+        name = manifest.name if config is None else config.name
+        resolved_config = {} if config is None else config.resolved()
+        report, record = report_on(
+            Rows(folder, manifest),
+            contenders,
+            settings,
+            Story(
+                name=name,
+                config=resolved_config,
+                commit=commit(),
+                notes=[f"{one.system}: {one.origin}" for one in contenders],
+                undecided=undecided,
+            ),
+            gate=registry.gate if registry is not None else None,
+            work=_made(path),
+            progress=progress,
+        )
+    metrics = {**record, "rows": rows_of(manifest), "model": redact(models[0])}
+    write_atomically(path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    write_report(path / "report.md", name=name, manifest=manifest, metrics=metrics, config=resolved_config)
+    _write(path, report)
     header, rows = summary_table(metrics)
-    places = (Place("report", str(path / "report.md"), f"less {quoted((path / 'report.md').absolute())}"),)
-    return RunResult(path, metrics, manifest, None, (f"{redact(model)} on {prepared.folder}",), header, rows, places)
+    said = f"{', '.join(redact(where) for where in models)} on {folder}"
+    return RunResult(path, metrics, manifest, None, (said,), header, rows, (report_place(path),), report)
+
+
+def _named(models: Sequence[str]) -> dict[str, str]:
+    """System to where its model is; the first one is the report's."""
+    found: dict[str, str] = {}
+    for number, text in enumerate(models):
+        match = None if Path(text).exists() else _SYSTEM.fullmatch(text)
+        name, where = match.groups() if match else (f"model_{number + 1}", text)
+        name = MODEL if number == 0 else name
+        if name in found or (number and name in _TAKEN):
+            raise UserError(
+                f"--model {text}: the name {name!r} is taken; give this model another with NAME=PATH_OR_URI"
+            )
+        found[name] = where
+    return found
+
+
+def _prepared(config: RunConfig | None, data: Path | None, progress: Progress) -> tuple[Path, Manifest]:
+    if data is not None:
+        if not (data / "manifest.json").is_file():
+            raise UserError(
+                f"--data {data}: no prepared dataset here (manifest.json is missing); `recmtl prepare` first"
+            )
+        return data, Manifest.read_from(data)
+    if config is None:
+        raise UserError("evaluate: --data is missing: the prepared dataset to evaluate on (or give a config)")
+    prepared = prepare(config, progress=progress)
+    return prepared.folder, prepared.manifest
+
+
+def _made(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot make this folder ({error.strerror})") from error
+    return path
+
+
+def _write(path: Path, report: Report) -> None:
+    write_json(path / "report.json", report)
+    write_html(path / "report.html", report)
+
+
+def _cost(job: Job, device: str) -> Cost:
+    """What the run took so far."""
+    done, seconds = job.folder.detail("train"), job.folder.seconds
+    epochs, rows = done["epochs"], rows_of(job.manifest)
+    package = sum(path.stat().st_size for path in job.folder.package.rglob("*") if path.is_file())
+    trained = seconds.get("train")
+    return Cost(
+        seconds=seconds,
+        rows_per_second={"train": round(rows["train"] * epochs / trained, 1)} if trained else {},
+        peak_memory_mb=job.folder.peak_memory_mb,
+        package_mb=round(package / 2**20, 2),
+        device=device,
+        cores=os.cpu_count(),
+        steps=done["steps"],
+        epochs=epochs,
+    )
 
 
 def score_package(job: Job, *splits: str) -> dict[str, Scored]:
@@ -114,10 +288,20 @@ def score_package(job: Job, *splits: str) -> dict[str, Scored]:
     }
 
 
-def _figures(record: Mapping[str, Any], split: str) -> Iterator[tuple[str, float]]:
+def _figures(record: Mapping[str, Any], report: Report) -> Iterator[tuple[str, float]]:
     """``test/TASK/METRIC`` and so on, for the tracker; what is undefined is left out."""
+    split = report.about.split
     for part in (split, "baseline", "optimum"):
         for task, values in record.get(part, {}).items():
             for metric, value in values.items():
                 if value is not None:
                     yield f"{part if part == split else f'{split}_{part}'}/{task}/{metric}", float(value)
+    for row in report.figures:
+        for system, figure in row.systems.items():
+            if system not in (MODEL, "baseline", "optimum") and figure.value is not None:
+                yield f"{split}_{system}/{row.target}/{row.metric}", figure.value
+    for line in report.ranking:
+        value = line.systems[MODEL].value if MODEL in line.systems else None
+        if value is not None:
+            at = "" if line.k is None else f"_at_{line.k}"
+            yield f"{split}/{line.objective}/{line.metric}{at}_by_{line.by}_of_{line.scored_by}", value

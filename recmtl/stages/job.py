@@ -1,5 +1,7 @@
 """A run under way, held under its folder's lock, and what it leaves behind."""
 
+import hashlib
+import json
 import shlex
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ from recmtl.errors import NotRegisteredError, UserError
 from recmtl.etl.prepare import Prepared
 from recmtl.etl.truth import read_truth
 from recmtl.evaluation import summary_table, write_report
+from recmtl.findings import Report, read_report
 from recmtl.group import ONE, Group
 from recmtl.loading import Loader
 from recmtl.manifest import Manifest
@@ -31,8 +34,10 @@ __all__ = [
     "Job",
     "Place",
     "RunResult",
+    "commit",
     "open_job",
     "quoted",
+    "report_place",
     "result_of",
     "rows_of",
     "truth_of",
@@ -68,6 +73,8 @@ class RunResult:
     """The figures as a table of text."""
     places: tuple[Place, ...] = ()
     """Where the model, the report and the tracking store are."""
+    report: Report | None = None
+    """``report.json``: figures beside the champion's, slices, verdict; None before anything was evaluated on test."""
 
 
 class Job:
@@ -127,6 +134,17 @@ class Job:
             world_size=group.size,
             pin_memory=resolve_device(training.device).type == "cuda",
         )
+
+    def evaluated_how(self) -> dict[str, str]:
+        """What shapes an evaluation and no training: noted with the stage, so that a change does it again."""
+        registry = self.config.registry
+        gate = None if registry is None or registry.gate is None else registry.gate.model_dump(mode="json")
+        shaped = [self.config.evaluation.model_dump(mode="json"), gate]
+        return {"settings": hashlib.sha256(json.dumps(shaped, sort_keys=True).encode()).hexdigest()}
+
+    def is_evaluated(self) -> bool:
+        """Whether test was evaluated, as the config asks now."""
+        return bool(self.folder.detail("evaluate") == self.evaluated_how())
 
     def result(self) -> RunResult:
         """What there is by now."""
@@ -226,7 +244,9 @@ def result_of(
     uri = uri or sent_to or store_of(config)
     registered = RegisteredVersion(**version) if version else None
     places = tuple(_places(config, folder, registered, uri))
-    return RunResult(folder.path, metrics, manifest, registered, notes, header, rows, places)
+    path = folder.path / "report.json"
+    report = read_report(path) if folder.is_done("evaluate") and path.is_file() else None
+    return RunResult(folder.path, metrics, manifest, registered, notes, header, rows, places, report)
 
 
 def store_of(config: RunConfig) -> str | None:
@@ -247,12 +267,20 @@ def _places(
         inputs = quoted(f"{prepared}/raw/test/*.parquet")
         to = f"--input {inputs} --output {quoted(path / 'predictions')} --overwrite"
         yield Place("model", model, f"{recmtl} predict --model {quoted(model)}{store} {to}")
-        yield Place("report", str(path / "report.md"), f"less {quoted(path / 'report.md')}")
+        yield report_place(path)
     if uri is not None and uri.startswith("http"):
         yield Place("tracking", redact(uri), f"{quoted(sys.executable)} -m webbrowser {quoted(redact(uri))}")
     elif uri is not None:
         shown = redact(uri)
         yield Place("tracking", shown, f"{quoted(scripts / 'mlflow')} server --backend-store-uri {quoted(shown)}")
+
+
+def report_place(path: Path) -> Place:
+    """The report in a folder: the page, or before test was evaluated the text."""
+    page, text = (path / name for name in ("report.html", "report.md"))
+    if page.is_file():
+        return Place("report", str(page), f"{quoted(sys.executable)} -m webbrowser {quoted(page.absolute().as_uri())}")
+    return Place("report", str(text), f"less {quoted(text.absolute())}")
 
 
 def commit() -> str | None:

@@ -44,7 +44,10 @@ def register_job(job: Job) -> None:
     if registry is None or job.folder.is_done("register"):
         return
     with job.folder.timed("register"):
-        version = job.tracker.register(job.folder.package, registry.model, registry.alias)
+        report = job.folder.path / "report.json"
+        version = job.tracker.register(
+            job.folder.package, registry.model, registry.alias, report if report.is_file() else None
+        )
     if version is None:
         job.say(f"not registered as {registry.model}: tracking.enabled is false")
         return

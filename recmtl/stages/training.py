@@ -3,21 +3,25 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from recmtl.balancing import build_balancer
 from recmtl.config import RunConfig
 from recmtl.distributed import check_device
 from recmtl.distributed.plan import Plan, format_plan
 from recmtl.doctor import require_trio
+from recmtl.etl.guards import require
+from recmtl.evaluation import Scored, evaluation_record, score
 from recmtl.evaluation import evaluate as measure
-from recmtl.evaluation import evaluation_record, score
+from recmtl.evaluation.calibrating import fit_calibration
 from recmtl.model import Model, build_model
-from recmtl.package import save_package
+from recmtl.package import save_package, with_calibration
 from recmtl.progress import Progress, Silent
 from recmtl.runs import write_atomically
 from recmtl.stages.evaluating import evaluate_job, score_package
 from recmtl.stages.job import Job, RunResult, open_job, rows_of, truth_of, write_up
 from recmtl.stages.registering import register_job
+from recmtl.stages.warming import warm_start_job
 from recmtl.training import make_tables, resolve_device
 from recmtl.training import train as train_model
 
@@ -56,12 +60,13 @@ def run(
         NotRegisteredError: trained and kept, but the tracking server was away.
     """
     with open_job(config, output, overwrite, progress or Silent()) as job:
-        if job.folder.is_done("run"):
+        if job.folder.is_done("run") and job.is_evaluated():
             job.say(f"{job.folder.path}: finished already, nothing to do; --overwrite begins anew")
         else:
             if not job.folder.is_done("train"):
                 _train(job)
-            if job.leads and not job.folder.is_done("evaluate"):
+            if job.leads and not job.is_evaluated():
+                job.folder.reopen("register", "run")  # a version's verdict is that of its last report
                 evaluate_job(job)
             if job.leads:
                 register_job(job)
@@ -77,6 +82,9 @@ def _train(job: Job) -> None:
     training, group = config.training, job.group
     device = resolve_device(training.device)
     check_device(device)
+    with group.rank_0_first():
+        if job.leads:
+            _guard(job)
     with job.folder.timed("train"):
         ranks = f" with {group.size} ranks" if group.size > 1 else ""
         tower = config.resolved()["model"]["tower"]["kind"]
@@ -87,6 +95,7 @@ def _train(job: Job) -> None:
         )
         model = build_model(config.model, schema, tasks, job.statistics, seed=seed, tables=tables).to(device)
         _tell_plan(job, getattr(model.tables, "plan", None))
+        warm_start_job(job, model)
         validation = job.loader("validation", group)
 
         def validate(current: Model) -> Mapping[str, Mapping[str, float | None]]:
@@ -122,9 +131,29 @@ def _train(job: Job) -> None:
         # Intervals are for the final figures: test's, which `run` and `evaluate` add.
         scored, truth = score_package(job, "validation"), truth_of(job, "validation")
         record = evaluation_record(scored, tasks, job.statistics, truth, replicates=0)
+        shipped = _complete(job, scored["validation"])
     job.folder.finish("train", {"epochs": trained.epochs, "best_epoch": trained.best_epoch, "steps": trained.steps})
-    job.folder.update_metrics({**record, "rows": rows_of(manifest), "history": trained.history})
+    job.folder.update_metrics({**record, "rows": rows_of(manifest), "history": trained.history, **shipped})
     write_up(job)
+
+
+def _guard(job: Job) -> None:
+    """Stop before anything is trained on data whose figures would lie."""
+    for guard in require(job.prepared.folder, job.manifest, job.config.evaluation.guards):
+        if guard.status == "allowed":
+            job.progress.warn(f"guard {guard.name} is allowed to fail ({guard.reason}): {guard.text}")
+
+
+def _complete(job: Job, validation: Scored) -> dict[str, Any]:
+    """Put into the package what is fitted on validation, and say how it was chosen."""
+    config, tasks, found = job.config, job.manifest.tasks_, {}
+    seed = config.training.seed
+    if config.evaluation.calibration is not None:
+        job.progress.say("fitting the calibration on validation")
+        calibrations, lines = fit_calibration(validation, tasks, config.evaluation.calibration, seed=seed)
+        with_calibration(job.folder.package, calibrations)
+        found["calibration"] = [line.model_dump(mode="json") for line in lines]
+    return found
 
 
 def _describe(job: Job) -> None:
