@@ -261,7 +261,7 @@ class _Build:
             tasks=tuple(self._tasks.values()),
             columns=log.columns,
             splits=splits,
-            split_by=plan.by,
+            split_by=plan.by if log.day is None else "day",
             outcomes=tuple(sorted(log.outcomes)),
             inputs=dict(self._origin.hashes),
             read=dict(log.read),
@@ -494,6 +494,9 @@ class _Build:
         for split, summary in splits.items():
             for name, counted in summary.tasks.items():
                 if not counted.observed:
+                    if split == "test" and self._log.day is not None:
+                        self._progress.say(f"task {name} is not judged: no label of it became known on the day")
+                        continue
                     advice = self._advice(self._tasks[name], counted, split, as_of)
                     self._warnings.append(f"task {name} has no observed row in {split}: {advice}")
                 elif split == "train" and counted.positives == 0:
@@ -503,6 +506,11 @@ class _Build:
         """Why a task is masked throughout, and the setting to change."""
         reason = max(counted.masked, key=lambda reason: counted.masked[reason], default="missing")
         rows = f"{counted.masked.get(reason, 0):,} rows are {reason.replace('_', ' ')}"
+        if reason == "immature" and self._log.day is not None:
+            return (
+                f"{rows} as of {_iso(as_of)}; raise daily.{'history' if split == 'train' else 'validation'} so that rows "
+                "whose windows had closed by then belong to it, or shorten the windows in data.source"
+            )
         if reason == "immature" and split == "train" and as_of is not None:
             return (
                 f"{rows} as of the beginning of validation at {_iso(as_of)}; set data.split.labels_as_of: log_end, "

@@ -247,6 +247,7 @@ def test_train_validation_and_test_of_a_day(tmp_path: Path) -> None:
     manifest = found.manifest
     begin, end = bounds(day(8), "UTC")
     assert manifest.labels_as_of == begin.isoformat()
+    assert manifest.split_by == "day"
     assert manifest.observed_until is not None
     until = datetime.fromisoformat(manifest.observed_until)
     assert end - timedelta(hours=1) < until < end  # the day's last impression
