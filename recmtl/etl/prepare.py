@@ -508,8 +508,8 @@ class _Build:
         rows = f"{counted.masked.get(reason, 0):,} rows are {reason.replace('_', ' ')}"
         if reason == "immature" and self._log.day is not None:
             return (
-                f"{rows} as of {_iso(as_of)}; raise daily.{'history' if split == 'train' else 'validation'} so that rows "
-                "whose windows had closed by then belong to it, or shorten the windows in data.source"
+                f"{rows} as of {_iso(as_of)}; raise daily.{'history' if split == 'train' else 'validation'} so that "
+                "rows whose windows had closed by then belong to it, or shorten the windows in data.source"
             )
         if reason == "immature" and split == "train" and as_of is not None:
             return (
