@@ -10,6 +10,7 @@ encodes raw rows as training did and predicts. Neither TorchRec nor FBGEMM is ne
     config.resolved.yaml    the run that made it
     calibration.json        what calibrated predictions are made by (recmtl.calibration); where there is one
     fusion.json             what the column ``score`` is made by (recmtl.fusion); where there is one
+    quantised.json          how many bits a table's values have (recmtl.features.quantised); where it is not 32
 
 Names in ``hashes.json`` may not leave the folder, and every file must be listed: nothing is read before that holds.
 """
@@ -23,7 +24,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +40,7 @@ import recmtl
 from recmtl.calibration import Calibrations
 from recmtl.errors import RunError, UserError
 from recmtl.etl.encode import Encoder
+from recmtl.features.quantised import Quantised, QuantisedTables
 from recmtl.fusion import SCORE, Fusion
 from recmtl.loading import Loader, to_batch
 from recmtl.manifest import Columns, Manifest, file_hash, inside
@@ -60,16 +62,17 @@ __all__ = [
     "verify_package",
     "with_calibration",
     "with_fusion",
+    "with_quantised",
 ]
 
 _HASHES, _ABOUT, _WEIGHTS, _CONFIG = "hashes.json", "package.json", "model.safetensors", "config.resolved.yaml"
-_CALIBRATION, _FUSION = "calibration.json", "fusion.json"
+_CALIBRATION, _FUSION, _QUANTISED = "calibration.json", "fusion.json", "quantised.json"
 _FORMAT = 1
 _ROW = "recmtl:row"
 """Keeps the number of rows where a frame has none of the model's columns; no feature's column may be called so."""
 _LARGEST_LISTING = 1 << 24
 """Bytes of ``hashes.json`` beyond which it is none."""
-_Part = TypeVar("_Part", Calibrations, Fusion)
+_Part = TypeVar("_Part", Calibrations, Fusion, Quantised)
 
 
 class _About(Settings):
@@ -106,6 +109,8 @@ class Contents:
     """What calibrated predictions are made by."""
     fusion: Fusion | None = None
     """What the column ``score`` is made by."""
+    quantised: Quantised | None = None
+    """How its tables are stored, where not in 32 bits."""
 
     @property
     def prediction_columns(self) -> tuple[str, ...]:
@@ -240,8 +245,33 @@ def _check_fusion(fusion: Fusion, tasks: Tasks, calibration: Calibrations | None
         raise UserError("this fusion reads calibrated predictions, but the package has no calibration")
 
 
-def _rewritten(contents: Contents, output: Path | None, changes: Mapping[str, Settings | None]) -> Contents:
-    """The package with some files new, or taken out (None); the others are not read again."""
+def with_quantised(
+    folder: Path, quantised: Quantised, tensors: Mapping[str, torch.Tensor], *, output: Path
+) -> Contents:
+    """Write a package with other weights beside the one that they were made of.
+
+    Args:
+        folder: a package; left as it is.
+        quantised: how the tables among the weights are stored.
+        tensors: all weights, by the names that they have in the package.
+        output: where the new one goes.
+
+    Raises:
+        UserError: ``output`` is the package itself, or holds something that is no package.
+        RunError: as :func:`verify_package`.
+    """
+    if output.resolve() == folder.resolve():
+        raise UserError(f"--output {output}: this is the model itself; name another folder")
+    return _rewritten(verify_package(folder), output, {_QUANTISED: quantised}, tensors)
+
+
+def _rewritten(
+    contents: Contents,
+    output: Path | None,
+    changes: Mapping[str, Settings | None],
+    tensors: Mapping[str, torch.Tensor] | None = None,
+) -> Contents:
+    """The package with some files new, or taken out (None), and perhaps other weights; the rest is not read again."""
     folder = contents.folder
     texts = {name: None if new is None else new.model_dump_json(indent=2) + "\n" for name, new in changes.items()}
     apart = output is not None and output.resolve() != folder.resolve()
@@ -261,6 +291,12 @@ def _rewritten(contents: Contents, output: Path | None, changes: Mapping[str, Se
             if text is not None:
                 (temporary / name).write_text(text)
                 hashes[name] = file_hash(temporary / name)
+        if tensors is not None:
+            from safetensors.torch import save_file
+
+            (temporary / _WEIGHTS).unlink()  # a file of its own: it may be linked to the old one's
+            save_file(dict(tensors), str(temporary / _WEIGHTS))
+            hashes[_WEIGHTS] = file_hash(temporary / _WEIGHTS)
         (temporary / _HASHES).unlink()  # never written through: it may be the old folder's too
         _write_hashes(temporary, dict(sorted(hashes.items())))
     return verify_package(place)
@@ -331,6 +367,7 @@ def verify_package(folder: Path) -> Contents:
         versions=about.versions,
         calibration=calibration,
         fusion=fusion,
+        quantised=_read_part(folder, hashes, _QUANTISED, Quantised),
     )
 
 
@@ -397,7 +434,9 @@ def load_package(folder: Path, *, device: torch.device | str = "cpu") -> "Packag
         ) from error
     except SafetensorError as error:
         raise RunError(f"{folder / _WEIGHTS}: these are no weights ({error})") from error
-    model = build_model(config, contents.schema, contents.tasks, statistics, seed=0)
+    stored = contents.quantised
+    tables = None if stored is None else partial(QuantisedTables, precision=stored.precision)
+    model = build_model(config, contents.schema, contents.tasks, statistics, seed=0, tables=tables)
     model.load_tensors(tensors)
     return Package(contents, statistics, model, device=device)
 
