@@ -210,7 +210,7 @@ class LatencyBounds(Settings):
 class PackageChecks(Settings):
     """The package itself, tried in a process that has only it (:func:`recmtl.tracking.trial.trial`)."""
 
-    tolerance: float = Field(default=1e-5, ge=0.0)
+    tolerance: float = Field(default=1e-4, ge=0.0)
     """Largest difference from what the evaluation predicted, relative to the prediction where that is above 1."""
     rows: int = Field(default=1000, ge=1)
     """Rows to predict again."""

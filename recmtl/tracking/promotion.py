@@ -597,7 +597,8 @@ def _verdict(client: Any, name: str, version: Any) -> tuple[Report, str]:
     if report.verdict.decision == "refuse":
         raise RefusedError(f"the gate refuses version {version.version} of {name}", report.verdict.reasons)
     if report.verdict.decision != "promote":
-        raise RefusedError(what, ("Its report was made without registry.gate in the config, so nothing was judged.",))
+        why = report.verdict.reasons or ("No gate was configured (`registry.gate`), so nothing was judged.",)
+        raise RefusedError(what, (*why, "Evaluate it again, or say why with --override."))
     return report, digest
 
 

@@ -144,6 +144,18 @@ class _JudgedBy:
     digest: str
     """SHA-256 of the file."""
 
+    @property
+    def gated(self) -> bool:
+        """Whether the run's config has a gate. Its verdict may be missing all the same: the registry was away and could
+        not be asked for the champion."""
+        registry = self.report.config.get("registry") or {}
+        return self.report.verdict.decision != "not judged" or registry.get("gate") is not None
+
+    @property
+    def lets_through(self) -> bool:
+        """Whether the gate says yes, or there is none."""
+        return self.report.verdict.decision == "promote" or not self.gated
+
 
 def _judged(path: Path, contents: Contents) -> _JudgedBy:
     try:
@@ -206,10 +218,9 @@ def _register(
     number = int(version.version)
     if judged is not None:
         _attach(client, contents, version, judged)
-    decision = "not judged" if judged is None else judged.report.verdict.decision
-    if alias is None or decision == "refuse":
+    if alias is None or (judged is not None and not judged.lets_through):
         return RegisteredVersion(model, number)
-    if judged is not None and decision == "promote":
+    if judged is not None and judged.gated:
         announce(client, model, alias, number, judged.digest)
     else:
         if alias == CHAMPION and has_ledger(client, model):

@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 
 from recmtl.errors import NotRegisteredError, UserError
+from recmtl.findings import Report
+from recmtl.manifest import file_hash
+from recmtl.package import verify_package
 from recmtl.progress import Silent
-from recmtl.tracking import NullTracker, TrackingConfig, open_tracker, resolved, sync
+from recmtl.tracking import NullTracker, RegisteredVersion, TrackingConfig, open_tracker, resolved, sync
 from recmtl.tracking.client import connect, quietly
 from recmtl.tracking.mlflow_tracker import MlflowTracker
 
@@ -329,6 +332,34 @@ def test_registered_again_while_the_store_is_away(
     second = tracker.register(package, "ranker", "challenger")
     assert second is not None
     assert (first.version, second.version) == (1, 2)
+
+
+def test_the_verdict_survives_a_server_that_is_away(
+    make_tracker: Make, client: Any, uri: str, sample: Any, make_report: Callable[..., Report], tmp_path: Path
+) -> None:
+    package = sample.save(tmp_path / "run" / "package")
+    path = tmp_path / "run" / "report.json"
+    digest = verify_package(package).digest
+    path.write_text(make_report(model=digest, champion=False, decision="refuse").model_dump_json())
+    judged_by = file_hash(path)
+    away = make_tracker(f"http://127.0.0.1:{unused_port()}")
+    with pytest.raises(NotRegisteredError):
+        away.register(package, "ranker", "challenger", path)
+    away.finish()
+    path.write_text("overwritten by a later evaluation")
+
+    synced = sync(tmp_path / "run", uri=uri, progress=Silent())
+    assert synced.registered == (RegisteredVersion("ranker", 1, None),), "refused, so no alias"
+    with quietly():
+        version = client.get_model_version("ranker", "1")
+    assert version.tags["recmtl.gate.report"] == judged_by
+    assert version.tags["recmtl.gate"] == "refuse"
+    assert version.description.startswith("# demo")
+    # Judged anew, it is registered anew under the same number, and has the alias.
+    path.write_text(make_report(model=digest, champion=False, decision="promote").model_dump_json())
+    tracker = make_tracker(uri)
+    assert tracker.register(package, "ranker", "challenger", path) == RegisteredVersion("ranker", 1, "challenger")
+    assert tracker.registered[-1] == RegisteredVersion("ranker", 1, "challenger")
 
 
 def broken(*_: Any, **__: Any) -> None:

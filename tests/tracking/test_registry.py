@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recmtl.errors import NotRegisteredError, RunError, UserError
+from recmtl.errors import NotRegisteredError, RefusedError, RunError, UserError
+from recmtl.findings import Check, Report, Verdict
 from recmtl.manifest import file_hash
 from recmtl.package import load_package, verify_package
 from recmtl.tracking import RegisteredVersion, register, resolve, resolved
 from recmtl.tracking.client import quietly
+from recmtl.tracking.promotion import history, promote
 from recmtl.tracking.registry import requirements
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +136,110 @@ def test_requirements_are_the_locks_pins_without_what_trains() -> None:
     assert "+" not in pins["torch"]
     same = {f"{name}=={version}" for name, version in pins.items()} & locked
     assert len(same) >= len(pins) - 1 or sys.version_info[:2] != (3, 11)  # torch alone is pinned elsewhere
+
+
+# With the report of its evaluation
+
+
+@pytest.fixture
+def judged(make_report: Callable[..., Report], saved: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes the report of a package (by default the sample's), judged as is said."""
+
+    def write(decision: str, package: Path = saved, checks: tuple[Check, ...] = (), **about: Any) -> Path:
+        report = make_report(model=verify_package(package).digest, champion=False, decision=decision, **about)
+        verdict = report.verdict.model_copy(update={"checks": checks})
+        path = tmp_path / "report.json"
+        path.write_text(report.model_copy(update={"verdict": verdict}).model_dump_json())
+        return path
+
+    return write
+
+
+def test_card_verdict_and_report_stay_with_the_version(
+    uri: str, saved: Path, client: Any, judged: Callable[..., Path], tmp_path: Path
+) -> None:
+    failed = Check(name="click.auc vs champion", group="metric", passed=False, text="worse, see https://a:s3cret@host")
+    path = judged("refuse", checks=(failed,))
+    assert register(saved, "ranker", "challenger", uri=uri, report=path) == RegisteredVersion("ranker", 1, None)
+    with quietly():
+        version = client.get_model_version("ranker", "1")
+        assert client.get_registered_model("ranker").aliases == {}
+    assert version.description.startswith("# demo")
+    assert "**refuse**" in version.description
+    assert version.tags["recmtl.gate"] == "refuse"
+    assert version.tags["recmtl.gate.against"] == "none"
+    assert version.tags["recmtl.gate.failed.click.auc vs champion"] == "worse, see https://***@host"
+    assert version.tags["recmtl.gate.report"] == file_hash(path)
+    (stored,) = model_folder(tmp_path).glob("reports/*.json")
+    assert stored.read_bytes() == path.read_bytes()
+    # Judged anew, as against another champion: the same version, and nothing of the old verdict stays.
+    path = judged("promote")
+    assert register(saved, "ranker", "challenger", uri=uri, report=path) == RegisteredVersion("ranker", 1, "challenger")
+    with quietly():
+        version = client.get_model_version("ranker", "1")
+    assert version.tags["recmtl.gate"] == "promote"
+    assert not [key for key in version.tags if "failed" in key]
+    assert len(list(model_folder(tmp_path).glob("reports/*.json"))) == 2
+    assert promote("ranker", uri=uri) is not None
+    with resolved("models:/ranker@champion", uri) as folder:
+        assert verify_package(folder).digest == verify_package(saved).digest
+
+
+def test_the_challenger_is_the_newest_that_the_gate_lets_through(
+    uri: str,
+    saved: Path,
+    sample: Any,
+    judged: Callable[..., Path],
+    aliases: Callable[..., Mapping[str, int]],
+    tmp_path: Path,
+) -> None:
+    register(saved, "ranker", "challenger", uri=uri, report=judged("promote"))
+    worse = type(sample)(seed=9).save(tmp_path / "worse")
+    version = register(worse, "ranker", "challenger", uri=uri, report=judged("refuse", worse))
+    assert version == RegisteredVersion("ranker", 2, None)
+    assert aliases() == {"challenger": 1}
+    (move,) = history("ranker", uri=uri).moves
+    assert (move.alias, move.kind, move.after) == ("challenger", "candidate", 1)
+    with pytest.raises(RefusedError, match="Worse than the champion"):
+        promote("ranker", 2, uri=uri)
+
+
+def test_without_a_gate_the_alias_goes_as_ever(
+    uri: str, saved: Path, judged: Callable[..., Path], aliases: Callable[..., Mapping[str, int]], tmp_path: Path
+) -> None:
+    assert register(saved, "ranker", "challenger", uri=uri, report=judged("not judged")).alias == "challenger"
+    assert aliases() == {"challenger": 1}
+    assert history("ranker", uri=uri).moves == ()
+    # With a gate that could not be asked, the version waits.
+    path = judged("not judged")
+    report = Report.model_validate_json(path.read_text())
+    gated = {**report.config, "registry": {"model": "second", "gate": {}}}
+    verdict = Verdict(decision="not judged", reasons=("The registry was away.",))
+    path.write_text(report.model_copy(update={"config": gated, "verdict": verdict}).model_dump_json())
+    assert register(saved, "second", "challenger", uri=uri, report=path) == RegisteredVersion("second", 1, None)
+    with pytest.raises(RefusedError, match=r"The registry was away\. Evaluate it again"):
+        promote("second", 1, uri=uri)
+
+
+def test_the_champion_is_moved_on_record_alone(
+    uri: str, saved: Path, judged: Callable[..., Path], aliases: Callable[..., Mapping[str, int]]
+) -> None:
+    register(saved, "ranker", "champion", uri=uri)  # nothing is on record yet
+    promote("ranker", 1, override="taken up", uri=uri)
+    with pytest.raises(UserError, match=r"@champion of ranker is moved by `recmtl promote`"):
+        register(saved, "ranker", "champion", uri=uri)
+
+
+def test_a_report_about_something_else(uri: str, saved: Path, judged: Callable[..., Path], sample: Any) -> None:
+    path = judged("promote")
+    other = Report.model_validate_json(path.read_text())
+    about = other.about.model_copy(update={"models": {"model": "b" * 64}})
+    path.write_text(other.model_copy(update={"about": about}).model_dump_json())
+    with pytest.raises(RunError, match="this report is about the model b"):
+        register(saved, "ranker", None, uri=uri, report=path)
+    path.write_text("{}")
+    with pytest.raises(RunError, match="this is no report of recmtl's"):
+        register(saved, "ranker", None, uri=uri, report=path)
 
 
 # Coming back

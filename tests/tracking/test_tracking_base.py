@@ -107,6 +107,12 @@ def test_names_of_models_and_aliases() -> None:
     for model in ("a/b", "a:b", "a@b", "a b", "", "."):
         with pytest.raises(ValidationError):
             RegistryConfig(model=model)
+    with pytest.raises(ValidationError, match="are kept under that name"):
+        RegistryConfig(model="ranker.promotions")
+    with pytest.raises(ValidationError, match="`recmtl promote` alone moves @champion"):
+        RegistryConfig.model_validate({"model": "m", "alias": "champion", "gate": {}})
+    gated = RegistryConfig.model_validate({"model": "m", "gate": {}})
+    assert RegistryConfig.model_validate(gated.model_dump(mode="json")) == gated
     for alias in ("v1", "3", "latest", "a b", "", "a/b"):
         with pytest.raises(ValidationError):
             RegistryConfig(model="m", alias=alias)
