@@ -32,7 +32,13 @@ _PARTS_OF_A_NUMBER = 10
 """A number's cells are deciles of train, and one beyond its range on either side."""
 
 _SAMPLE = 200_000
-"""Rows that choose the cells."""
+"""Rows that choose the cells, at most."""
+
+_VALUES = 16_000_000
+"""Dense values of that sample, at most: wide vectors mean fewer rows."""
+
+_AT_ONCE = 65_536
+"""Rows whose values are taken out at a time."""
 
 _EMPTY = -1
 """Stands for an empty bag, which is not a missing one."""
@@ -65,10 +71,11 @@ def fit_profiles(parts: Sequence[Path], schema: Schema) -> dict[str, Profile]:
     """
     columns = _columns(schema)
     rows = pl.scan_parquet(list(parts), glob=False).select(pl.len()).collect().item()
-    step = max(1, -(-rows // _SAMPLE))
+    step = max(1, -(-rows // min(_SAMPLE, max(1000, _VALUES // max(1, schema.dense_width)))))
 
     def frames() -> Iterator[pl.DataFrame]:
-        return (pl.read_parquet(part, columns=columns, glob=False) for part in parts)
+        for part in parts:
+            yield pl.read_parquet(part, columns=columns, glob=False)
 
     sample = pl.concat([frame.gather_every(step) for frame in frames()])
     empty = {feature.name: _cells(feature, _Values.of(feature, sample, schema)) for feature in schema.values()}
@@ -112,7 +119,8 @@ def look_again(
             raw = raw.select(pl.int_range(pl.len()).alias("recmtl:row"), *_present(raw, schema))
             raw = raw.gather_every(step)
             looked_at += raw.height
-            yield encoder.rows(raw)
+            for some in raw.iter_slices(_AT_ONCE):
+                yield encoder.rows(some)
 
     known = {
         name: Profile(profile.values, profile.edges, (0,) * len(profile.counts))
@@ -196,7 +204,7 @@ def _count(frames: Iterable[pl.DataFrame], schema: Schema, cells: Mapping[str, P
     """The cells with what lies in them."""
     found = {name: np.zeros(len(profile.counts), np.int64) for name, profile in cells.items()}
     unseen, missing = dict.fromkeys(cells, 0), dict.fromkeys(cells, 0)
-    for frame in frames:
+    for frame in (some for whole in frames for some in whole.iter_slices(_AT_ONCE)):
         for name, profile in cells.items():
             values = _Values.of(schema[name], frame, schema)
             unseen[name] += values.unseen

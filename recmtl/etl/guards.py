@@ -213,12 +213,16 @@ def _by_value(data: _Data) -> _Finding:
 _ENOUGH = 20
 """Rows of either class, or in all, on which a strength is measured: fewer reach the level by chance."""
 
+_VALUES = 16_000_000
+"""Dense values of a sample, at most: wide vectors mean fewer rows."""
+
 
 def _sampled(data: _Data) -> pl.DataFrame:
     labels = [f"{kind}:{task.name}" for task in data.manifest.tasks for kind in ("label", "observed")]
     sparse = [f"{'id' if feature.kind == 'id' else 'bag'}:{feature.name}" for feature in data.schema.sparse]
     columns = [*sparse, *(["dense"] if data.schema.dense else []), *labels]
-    step = max(1, -(-data.manifest.splits["train"].rows // data.config.rows))
+    rows = min(data.config.rows, max(1000, _VALUES // max(1, data.schema.dense_width)))
+    step = max(1, -(-data.manifest.splits["train"].rows // rows))
     return pl.concat([frame.gather_every(step) for frame in data.frames("train", columns)])
 
 

@@ -51,6 +51,8 @@ class GatesConfig(Settings):
     """Rows, evenly taken, on which experts' outputs are compared."""
     similarity: float = Field(default=0.95, gt=0, le=1)
     """Linear CKA from which on two experts count as duplicates."""
+    max_values: int = Field(default=20, ge=1)
+    """Of a slicing column, the values with the most rows whose gates are told."""
 
 
 def gates(
@@ -73,8 +75,8 @@ def gates(
         progress: shows rows.
 
     Returns:
-        For every layer and gate one row over all rows looked at, then one for each slice that has any of them; and the
-        experts with something to say, layer by layer.
+        For every layer and gate one row over all rows looked at, then one for each slice that has any of them (the
+        largest ``max_values`` of a column); and the experts with something to say, layer by layer.
     """
     config = config or GatesConfig()
     if not config.enabled or not _has_gates(model, device):
@@ -170,10 +172,14 @@ class _Layer:
         for task, (whole, *parts) in self._gates.items():
             told += self._rows(task, whole, None, ("",))
             for column, sums in zip(self._slices, parts, strict=True):
-                told += self._rows(task, sums, column.name, column.labels)
+                told += self._rows(task, sums, column.name, column.labels, config.max_values)
         return told, list(self._experts(config))
 
-    def _rows(self, task: str, sums: _Sums, column: str | None, labels: Sequence[str]) -> list[Gate]:
+    def _rows(
+        self, task: str, sums: _Sums, column: str | None, labels: Sequence[str], most: int | None = None
+    ) -> list[Gate]:
+        ordered = np.argsort(-sums.rows[: len(labels)].numpy(), kind="stable")
+        told = set(ordered[:most].tolist())
         return [
             Gate(
                 layer=self._name,
@@ -185,8 +191,10 @@ class _Layer:
                 mean=tuple((shares / rows).tolist()),
                 entropy=float(entropy / rows),
             )
-            for label, rows, shares, entropy in zip(labels, sums.rows, sums.shares, sums.entropy, strict=False)
-            if rows
+            for place, (label, rows, shares, entropy) in enumerate(
+                zip(labels, sums.rows, sums.shares, sums.entropy, strict=False)
+            )
+            if rows and place in told
         ]
 
     def _experts(self, config: GatesConfig) -> list[Expert]:

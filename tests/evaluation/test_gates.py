@@ -215,6 +215,13 @@ def test_many_rows_are_looked_at_in_even_parts_and_the_model_stays_in_its_mode()
     assert model.training
 
 
+def test_of_a_column_with_many_values_the_largest_are_told_in_their_order() -> None:
+    codes = np.array([0] * 3 + [1] * 9 + [2] * 1 + [3] * 7, np.int32)
+    column = SliceColumn("city", ("a", "b", "c", "d"), codes)
+    found, _ = gates(made("mmoe"), Rows(20), [column], config=GatesConfig(max_values=2))
+    assert [(gate.value, gate.rows) for gate in found if gate.task == "click"] == [(None, 20), ("b", 9), ("d", 7)]
+
+
 def test_one_row_and_none() -> None:
     model = made("mmoe")
     found, _ = gates(model, Rows(1))
