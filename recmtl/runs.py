@@ -33,7 +33,6 @@ _OWN = (
     "report.md",
     "report.html",
     "report.json",
-    "scored",
     "checkpoints",
     "package",
     "tracking",

@@ -2,9 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import recmtl.cli
+
+VERBS = [path for path in Path(recmtl.cli.__file__).parent.glob("*.py") if path.stem != "__init__"]
 COMMAND_LINE = {"annotated_doc", "attr", "click", "markdown_it", "mdurl", "pygments", "rich", "shellingham", "typer"}
 
 
@@ -15,7 +19,7 @@ COMMAND_LINE = {"annotated_doc", "attr", "click", "markdown_it", "mdurl", "pygme
         (
             "import sys, recmtl.cli; sys.argv = ['recmtl', '--help']; recmtl.cli.main()",
             COMMAND_LINE,
-            {"recmtl", "recmtl.cli", "recmtl.cli.base", "recmtl.cli.jobs", "recmtl.cli.others", "recmtl.errors"},
+            {"recmtl", "recmtl.errors", "recmtl.cli", *(f"recmtl.cli.{path.stem}" for path in VERBS)},
         ),
     ],
     ids=["import recmtl", "recmtl --help"],

@@ -51,8 +51,8 @@ _INTERRUPTED = 130
 app = typer.Typer(
     name="recmtl",
     help="Train one recommender for several objectives at once: event logs in, a registered model out.",
-    epilog="Exit codes: 0 done, 1 the run failed, 2 config, arguments or data, 3 trained but not registered "
-    "(plan: does not fit). --debug, anywhere, shows the traceback of an error.",
+    epilog="Exit codes: 0 done, 1 the run failed, 2 config, arguments or data, 3 a no: trained but not "
+    "registered, refused by the gate, does not fit (plan). --debug, anywhere, shows the traceback of an error.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -121,7 +121,7 @@ def evaluate_job(job: Job, *, champion: str | None = None) -> None:
             config.evaluation,
             story,
             gate=config.registry.gate if config.registry is not None else None,
-            work=job.folder.path / "scored",
+            work=job.folder.path,
             progress=job.progress,
         )
     report = report.model_copy(update={"cost": _cost(job, str(device))})

@@ -92,7 +92,7 @@ def fuse(
         contents, search = fuse_package(
             place, folder, manifest, scored, settings, seed=seed, output=output, progress=progress
         )
-        held_out = _held_out(package, contents, folder, manifest, search, Path(work), progress)
+        held_out = _held_out(package, contents, folder, manifest, search, settings.max_rows, Path(work), progress)
     return Fused(contents.folder, search, held_out)
 
 
@@ -158,6 +158,7 @@ def _held_out(
     data: Path,
     manifest: Manifest,
     search: FusionSearch,
+    max_rows: int,
     work: Path,
     progress: Progress,
 ) -> dict[str, dict[str, float | None]]:
@@ -173,6 +174,6 @@ def _held_out(
         scored = apply_to(scored, contents.calibration, tasks)
     rankings |= {name: scored.predictions[name] for name in objectives}
     return {
-        name: objective_values(scored, groups, tasks, ranking, objectives=objectives, k=finding.k)
+        name: objective_values(scored, groups, tasks, ranking, objectives=objectives, k=finding.k, max_rows=max_rows)
         for name, ranking in rankings.items()
     }

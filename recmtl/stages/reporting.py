@@ -28,6 +28,7 @@ from recmtl.evaluation.config import EvaluationConfig
 from recmtl.evaluation.conflicts import conflicts
 from recmtl.evaluation.curves import curves
 from recmtl.evaluation.drift import data_card, drift, drift_note
+from recmtl.evaluation.evaluate import targets
 from recmtl.evaluation.figures import Measurements, measure_systems
 from recmtl.evaluation.fusing import fused_score
 from recmtl.evaluation.gates import gates
@@ -343,8 +344,9 @@ class _Evaluation:
         if calibrations is None or self.split == "validation":
             return found
         adjusted = apply_to(scored[MODEL], calibrations, self.tasks)
+        probabilities = {target.key for target in targets(self.tasks) if target.task.kind == "binary"}
         changed = curves({CALIBRATED: adjusted}, self.tasks, confidence=confidence)
-        return (*found, *(curve for curve in changed if curve.kind == "calibration"))
+        return (*found, *(one for one in changed if one.kind == "calibration" and one.target in probabilities))
 
     def _calibrated(self, mine: Scored) -> tuple[Calibration, ...]:
         """What the package's calibration does on these rows, which it was not fitted on."""

@@ -19,6 +19,7 @@ from recmtl.package import save_package, with_calibration
 from recmtl.progress import Progress, Silent
 from recmtl.runs import write_atomically
 from recmtl.stages.evaluating import evaluate_job, score_package
+from recmtl.stages.fusing import fuse_package
 from recmtl.stages.job import Job, RunResult, open_job, rows_of, truth_of, write_up
 from recmtl.stages.registering import register_job
 from recmtl.stages.warming import warm_start_job
@@ -146,13 +147,27 @@ def _guard(job: Job) -> None:
 
 def _complete(job: Job, validation: Scored) -> dict[str, Any]:
     """Put into the package what is fitted on validation, and say how it was chosen."""
-    config, tasks, found = job.config, job.manifest.tasks_, {}
+    config, tasks = job.config, job.manifest.tasks_
+    found: dict[str, Any] = {}
     seed = config.training.seed
     if config.evaluation.calibration is not None:
         job.progress.say("fitting the calibration on validation")
         calibrations, lines = fit_calibration(validation, tasks, config.evaluation.calibration, seed=seed)
         with_calibration(job.folder.package, calibrations)
         found["calibration"] = [line.model_dump(mode="json") for line in lines]
+    if config.evaluation.fusion is not None:
+        _, search = fuse_package(
+            job.folder.package,
+            job.prepared.folder,
+            job.manifest,
+            validation,
+            config.evaluation.fusion,
+            seed=seed,
+            progress=job.progress,
+        )
+        found["fusion"] = search.finding.model_dump(mode="json")
+        for note in search.notes:
+            job.say(note)
     return found
 
 
