@@ -1,6 +1,7 @@
 """The verbs that say who serves: promote, rollback, history."""
 
 import json
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -80,7 +81,8 @@ def history(
     if json_:
         print(json.dumps(asdict(found), indent=2, ensure_ascii=False))
         return
-    out = Console(soft_wrap=True, highlight=False)
+    # A line a move where a program reads it.
+    out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 280)
     if found.moves:
         table = Table("move", "when (UTC)", "alias", "from", "to", "by", "who", "why", box=None, pad_edge=False)
         for move in found.moves:
