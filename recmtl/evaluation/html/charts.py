@@ -33,7 +33,7 @@ __all__ = [
 
 SIZE = 12.0
 """Of a chart's texts, in pixels."""
-_WIDTH, _HEIGHT = 380.0, 276.0
+_WIDTH, _HEIGHT = 348.0, 260.0
 CELL = 140.0
 """Width of an interval in a table's cell."""
 _CELL_HEIGHT = 22.0
@@ -462,7 +462,7 @@ def bars(
     rows: Sequence[Row],
     *,
     caption: str = "",
-    name_width: float = 124.0,
+    name_width: float = 116.0,
     width: float = _WIDTH,
     marks: Mapping[str, float] | None = None,
     x_name: str = "",

@@ -8,9 +8,10 @@ their hashes; texts from outside are escaped by the template.
 import base64
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from importlib.resources import files
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from recmtl.evaluation.html.palette import HEAT_STEPS, SERIES, css
@@ -29,6 +30,28 @@ _STROKED = (5, 6)
 
 def render(report: Report) -> str:
     """The whole page."""
+    context = Context(report)
+    style = css() + _asset("style.css") + "\n".join(_styles())
+    script = _asset("script.js")
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    split = report.data.splits.get(report.about.split) or {}
+    text = _template().render(
+        about=report.about,
+        policy=policy,
+        style=Markup(style),  # noqa: S704 - our own file
+        script=Markup(script),  # noqa: S704 - our own file
+        sections=sections(report),
+        names=context.name,
+        rows=count(split["rows"]) if split.get("rows") is not None else "",
+    )
+    return text.lstrip() + "\n"
+
+
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("recmtl.evaluation.html", "templates"),
         autoescape=True,
@@ -38,23 +61,7 @@ def render(report: Report) -> str:
     )
     environment.filters["instant"] = instant
     environment.globals["kind_of"] = lambda block: type(block).__name__
-    context = Context(report)
-    style = css() + _asset("style.css") + "\n".join(_styles())
-    script = _asset("script.js")
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    split = report.data.splits.get(report.about.split) or {}
-    return environment.get_template("page.html.j2").render(
-        about=report.about,
-        policy=policy,
-        style=Markup(style),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704 - our own file
-        sections=sections(report),
-        names=context.name,
-        rows=count(split["rows"]) if split.get("rows") is not None else "",
-    )
+    return environment.get_template("page.html.j2")
 
 
 def _styles() -> Iterator[str]:

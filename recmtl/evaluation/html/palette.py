@@ -91,7 +91,7 @@ def heat(theme: str, step: int) -> tuple[str, str]:
     share = step / (HEAT_STEPS - 1)
     ends = zip(_channels(colours["heat-low"]), _channels(colours["heat-high"]), strict=True)
     ground = "#" + "".join(f"{round(255 * (low + (high - low) * share)):02x}" for low, high in ends)
-    return ground, max(("#0b0d10", "#ffffff"), key=lambda ink: contrast(ink, ground))
+    return ground, max(("#000000", "#ffffff"), key=lambda ink: contrast(ink, ground))
 
 
 def contrast(one: str, other: str) -> float:

@@ -52,10 +52,9 @@ def text_width(text: str, size: float) -> float:
 
 def clip_text(text: str, width: float, size: float) -> str:
     """The text, or its start and end with an ellipsis between them, within ``width`` pixels."""
-    if text_width(text, size) <= width:
-        return text
-    kept = len(text) - 1
-    while kept > 1 and text_width(text[:kept], size) + size > width:
+    short, kept = text, len(text)
+    while kept > 1 and text_width(short, size) > width:
         kept -= 1
-    tail = kept // 3
-    return f"{text[: kept - tail].rstrip()}…{text[len(text) - tail :] if tail else ''}"
+        tail = kept // 3
+        short = f"{text[: kept - tail].rstrip()}…{text[len(text) - tail :] if tail else ''}"
+    return short

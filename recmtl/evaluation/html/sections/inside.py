@@ -75,7 +75,7 @@ def _line(
     notes = [f"{x_name} {a:g}: {num(b)}" for a, b in zip(x, y, strict=True)]
     series = Series(caption, x, y, style, notes=notes, markers=len(known) <= 40)
     title = caption if caption.startswith(target) else f"{target}: {caption}"
-    return xy_chart(title, said, [series], x_name=x_name, y_name=y_name, caption=caption, x_whole=True, height=216)
+    return xy_chart(title, said, [series], x_name=x_name, y_name=y_name, caption=caption, x_whole=True, height=206)
 
 
 def gates(context: Context) -> Section:
@@ -193,7 +193,6 @@ def _cosines(pairs: Sequence[Conflict]) -> Chart | None:
         horizontals={"": 0.0},
         x_whole=True,
         end_labels=True,
-        width=420,
     )
 
 
