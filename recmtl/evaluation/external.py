@@ -121,15 +121,22 @@ def cluster_numbers(group: NDArray[np.int64] | None, rows: int, spill: Spill) ->
         return spill.column("cluster", "int32"), min(rows, WITHOUT_USERS)
     users, new = np.empty(0, np.int64), [np.empty(0, np.int64)]
     for start, stop in pieces(rows):
-        new.append(np.unique(read(group, start, stop)))
+        new.append(_distinct(read(group, start, stop)))
         if sum(each.size for each in new) > max(users.size, PIECE):  # merge seldom: a merge costs all users
-            users, new = np.unique(np.concatenate([users, *new])), []
-    users = np.unique(np.concatenate([users, *new]))
+            users, new = _distinct(np.concatenate([users, *new])), []
+    users = _distinct(np.concatenate([users, *new]))
     for start, stop in pieces(rows):
         piece, place = np.unique(read(group, start, stop), return_inverse=True)
         spill.append("cluster", np.searchsorted(users, piece).astype(np.int32)[place])
     spill.close()
     return spill.column("cluster", "int32"), users.size
+
+
+def _distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The different values, rising; by sorting, which takes a fraction of the time of ``np.unique``'s hash table."""
+    ordered = np.sort(values)
+    distinct: NDArray[np.int64] = ordered[np.append(True, ordered[1:] != ordered[:-1])[: ordered.size]]
+    return distinct
 
 
 @dataclass
@@ -303,7 +310,8 @@ class _Work:
                 user = records["key"].astype(np.int64)
                 pairs = Pairs(user, Examples(records["prediction"], records["label"]))
                 auc, rows_of = pairs.at(np.ones(user.size))
-                shares[np.unique(user)] = auc * rows_of
+                low = int(user.min())
+                shares[low + np.flatnonzero(np.bincount(user - low))] = auc * rows_of
         total = float(size.sum())
         mean = float(shares.sum()) / total
         if "user_auc" in self.influence:
@@ -602,7 +610,7 @@ def _cuts(sample: FloatArray, rows: int, limit: int) -> FloatArray:
 
 
 def _sorted(records: NDArray[Any]) -> _Bucket:
-    records = records[np.argsort(records["key"], kind="stable")]
+    records = records[np.argsort(records["key"].copy())]
     ends = run_ends(records["key"])
     rows = np.diff(ends, prepend=-1)
     run = np.repeat(np.arange(ends.size), rows)
