@@ -150,7 +150,8 @@ def test_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     )
     assert code == 0
     assert "15 choices of weights tried on validation, by user" in out
-    assert "buy NDCG@5" in out
+    assert "by user; NDCG@5 of the" in out
+    assert "buy is judged in" in out
     assert "on test, NDCG@5 when sorted by:" in out
     assert "score = click**a * (1 + buy_given_click)**b, a=" in out
     finding = Finding.model_validate_json(Path("points.json").read_text())
@@ -173,7 +174,7 @@ def test_the_config_says_how(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     Path("table.yaml").write_text(config.to_yaml())
     code, out, _ = run_cli("fuse", "table.yaml", capsys=capsys)
     assert code == 0
-    assert "buy NDCG@3" in out
+    assert "NDCG@3 of the" in out
     assert verify_package(Path(PACKAGE)).fusion.formula == "click + w * buy"
     code, out, _ = run_cli("fuse", "table.yaml", "--formula", "product", "--trials", 3, capsys=capsys)
     assert code == 0

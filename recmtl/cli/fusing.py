@@ -176,10 +176,10 @@ def _show(fused: "Fused") -> None:
     total = sum(point.on_front for point in finding.points)
     shown = "" if len(front) == total else f" ({len(front)} of them)"
     out.print(
-        f"{len(finding.points)} choices of weights tried on {finding.split}, by {finding.by}; {total} on the Pareto "
-        f"front{shown}:"
+        f"{len(finding.points)} choices of weights tried on {finding.split}, by {finding.by}; NDCG@{finding.k} of the "
+        f"{total} on the Pareto front{shown}:"
     )
-    table = Table("", *finding.weights, *(f"{name} NDCG@{finding.k}" for name in objectives), box=None, pad_edge=False)
+    table = Table("", *finding.weights, *objectives, box=None, pad_edge=False)
     for point in front:
         weights = [f"{value:.4g}" for value in point.weights.values()]
         values = [f"{point.objectives[name]:.4f}" for name in objectives]

@@ -248,6 +248,7 @@ class _Search:
         curve = fit_curve(method, p[here], label[here], self._weight[here])
         calibration = TargetCalibration(curve=curve or Identity(), negative_rate=rate)
         held_out, served, said = tried[method], _inside(calibration.curve.at(p)), self._said
+        lines = [self._line(target, name, False, values, said) for name, values in tried.items() if name != method]
         parent = None if task.parent is None else self._done[task.parent]
         if parent is not None and set(tried) != {"none"}:
             product = self._by_key[task.name].rows(self._rows)
@@ -256,10 +257,10 @@ class _Search:
                 calibration = calibration.model_copy(update={"shift": shift})
                 held_out, served = sigmoid(logit(held_out) + shifts), sigmoid(logit(served) + shift)
                 said += f"; its logit shifted by {shift:+.3f}, so that the mean of {task.name} is right"
-        lines = [
-            self._line(target, name, name == method, held_out if name == method else values, said)
-            for name, values in tried.items()
-        ]
+                if method == "none":
+                    lines.insert(0, self._line(target, method, False, p, self._said))
+        lines.append(self._line(target, method, True, held_out, said))
+        lines.sort(key=lambda line: METHODS.index(line.method))
         fitted = _Fitted(calibration, held_out, served, p, tuple(lines))
         if parent is not None:
             fitted = self._product(task, column, parent, fitted)

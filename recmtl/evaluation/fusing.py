@@ -117,7 +117,7 @@ class FusionSearch:
     finding: findings.Fusion
     """For the report."""
     notes: tuple[str, ...] = ()
-    """What was left out, and why."""
+    """What was left out, and why; how many groups each objective is judged in."""
 
 
 def fused_score(scored: Scored, fusion: Fusion, tasks: Tasks, calibration: Calibrations | None) -> NDArray[np.float32]:
@@ -145,6 +145,8 @@ def objective_values(
     *,
     objectives: Sequence[str],
     k: int,
+    max_rows: int | None = None,
+    seed: int = 0,
 ) -> dict[str, float | None]:
     """Objective → mean NDCG@k of a ranking, None where no group can be judged.
 
@@ -155,7 +157,12 @@ def objective_values(
         score: (N,) what sorts the rows.
         objectives: tasks.
         k: rows from the top that count.
+        max_rows: at most as many are ranked, of groups drawn by the seed; None: all.
+        seed: of that.
     """
+    if max_rows is not None:
+        rows = _drawn(scored, groups, tasks, objectives, max_rows, seed)
+        scored, groups, score = _part(scored, rows), groups[rows], score[rows]
     judges = {name: _Judge.of(scored, groups, tasks, name, k) for name in objectives}
     return {name: judge.value(groups, score) if judge.groups else None for name, judge in judges.items()}
 
@@ -193,7 +200,7 @@ def search_fusion(
         raise UserError("evaluation.fusion.calibrated: this package has no calibration")
     objectives, notes = _objectives(scored, groups, tasks, config)
     formula = _formula(tasks, config, objectives)
-    rows = _drawn(scored, groups, tasks, objectives, config, seed)
+    rows = _drawn(scored, groups, tasks, objectives, config.max_rows, seed)
     scored, groups = _part(scored, rows), groups[rows]
     predictions = (
         calibration.apply(scored.predictions, tasks)
@@ -221,7 +228,8 @@ def search_fusion(
     finding = findings.Fusion(
         formula=formula.text, split=split, by=by, k=config.k, points=points, weights=chosen.weights
     )
-    return FusionSearch(fusion, finding, notes)
+    judged_in = ", ".join(f"{name} is judged in {judge.groups:,}" for name, judge in judges.items())
+    return FusionSearch(fusion, finding, (*notes, f"fusion, of the groups by {by}: {judged_in}"))
 
 
 # What is judged
@@ -301,14 +309,14 @@ def _groups_with_gain(scored: Scored, groups: NDArray[np.int32], tasks: Tasks, o
 
 
 def _drawn(
-    scored: Scored, groups: NDArray[np.int32], tasks: Tasks, objectives: Sequence[str], config: FusionConfig, seed: int
+    scored: Scored, groups: NDArray[np.int32], tasks: Tasks, objectives: Sequence[str], most: int, seed: int
 ) -> NDArray[np.intp]:
     """The rows of the groups that some objective can be judged in, or of as many of them, drawn, as may be ranked."""
     useful = np.any([_groups_with_gain(scored, groups, tasks, name) for name in objectives], axis=0)
     size = np.bincount(groups[groups >= 0], minlength=useful.size) * useful
-    if size.sum() > config.max_rows:
+    if size.sum() > most:
         order = np.random.default_rng((seed, 2)).permutation(useful.size)
-        useful[order[np.cumsum(size[order]) > config.max_rows]] = False
+        useful[order[np.cumsum(size[order]) > most]] = False
     return np.flatnonzero((groups >= 0) & np.append(useful, False)[groups])
 
 

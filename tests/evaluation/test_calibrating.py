@@ -151,6 +151,11 @@ def test_the_shift_makes_the_mean_right() -> None:
     assert "so that the mean of buy is right" in chosen(lines, "buy_given_click").fitted_on
     assert chosen(lines, "buy").ratio == pytest.approx(1, abs=0.02)
     assert by_name(lines, "buy")["none"].ratio < 0.9
+    others = [line for line in lines if line.target == "buy_given_click" and not line.chosen]
+    assert not any("shifted" in line.fitted_on for line in others)
+    # The rows whose parent is positive are right without the shift, and it is said what it costs them.
+    assert by_name(lines, "buy_given_click")["none"].ratio == pytest.approx(1, abs=0.03)
+    assert chosen(lines, "buy_given_click").ratio > 1.03
     only_none, _ = fit_calibration(scored, TASKS, CalibrationConfig(methods=("none",)), seed=0)
     assert all(target.changes_nothing for target in only_none.targets.values())
 

@@ -82,6 +82,19 @@ def test_ndcg_is_scikit_learns() -> None:
         assert found[name] == pytest.approx(np.mean(values), rel=1e-9)
 
 
+def test_groups_are_drawn_whole() -> None:
+    scored, group = made(4000, 300)
+    score = scored.predictions["buy"]
+    few, again, other = (
+        objective_values(scored, group, TASKS, score, objectives=("click",), k=5, max_rows=1000, seed=seed)
+        for seed in (0, 0, 1)
+    )
+    everything = objective_values(scored, group, TASKS, score, objectives=("click",), k=5, max_rows=4000)
+    assert everything == objective_values(scored, group, TASKS, score, objectives=("click",), k=5)
+    assert few == again != other
+    assert few["click"] == pytest.approx(everything["click"], abs=0.1)
+
+
 def test_rows_in_no_group_and_objectives_without_gain() -> None:
     scored, group = made(200, 20)
     half = np.where(np.arange(200) < 100, group, -1).astype(np.int32)
