@@ -12,23 +12,37 @@ from recmtl.tracking.base import (
     redact,
     store_uri,
 )
+from recmtl.tracking.gate import GateConfig, judge, verdict_tags
 from recmtl.tracking.mlflow_tracker import MlflowTracker, Synced, open_tracker, sync
+from recmtl.tracking.promotion import Champion, History, Move, champion_of, history, promote, rollback
 from recmtl.tracking.registry import RegistryConfig, register, resolve, resolved
+from recmtl.tracking.trial import trial
 
 __all__ = [
+    "Champion",
+    "GateConfig",
+    "History",
     "InMemoryTracker",
     "MlflowTracker",
+    "Move",
     "NullTracker",
     "RegisteredVersion",
     "RegistryConfig",
     "Synced",
     "Tracker",
     "TrackingConfig",
+    "champion_of",
+    "history",
+    "judge",
     "open_tracker",
+    "promote",
     "redact",
     "register",
     "resolve",
     "resolved",
+    "rollback",
     "store_uri",
     "sync",
+    "trial",
+    "verdict_tags",
 ]

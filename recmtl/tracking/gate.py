@@ -296,13 +296,14 @@ def judge(report: Report, gate: GateConfig, package_checks: Sequence[Check] = ()
     lacking = [check.text for check in checks if check.passed is None and check.name in judged.required]
     if failed or lacking:
         return Verdict(decision="refuse", reasons=(*failed, *lacking), checks=checks)
-    skipped = [check.name for check in checks if check.passed is None]
+    skipped = [check for check in checks if check.passed is None and check.group != "package"]  # no bound, no question
     reasons = [*judged.praise]
     if not judged.has_champion:
         reasons.append("There is no champion to compare with, so the absolute checks alone decide.")
-    reasons.append(f"{_count(len(checks) - len(skipped), 'check')} passed and none failed.")
+        skipped = [check for check in skipped if not check.name.endswith(" vs champion")]
+    reasons.append(f"{_count(sum(check.passed is True for check in checks), 'check')} passed and none failed.")
     if skipped:
-        reasons.append(f"Not judged: {_listed(skipped)}.")
+        reasons.append(f"Not judged: {_listed([check.name for check in skipped])}.")
     return Verdict(decision="promote", reasons=tuple(reasons), checks=checks)
 
 

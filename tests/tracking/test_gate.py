@@ -28,7 +28,10 @@ from recmtl.tracking.gate import GateConfig, judge, verdict_tags
 Row = Callable[..., Any]
 Make = Callable[..., Report]
 
-PACKAGE = (Check(name="package loads", group="package", passed=True, text="The package loads."),)
+PACKAGE = (
+    Check(name="package loads", group="package", passed=True, text="The package loads."),
+    Check(name="latency of one row, p50", group="package", passed=None, text="A batch takes 1 ms; no bound is set."),
+)
 ALONE = {"at_least_one_better": "no", "guards": False, "package": None}
 """Leaves the other checks out."""
 
@@ -105,7 +108,11 @@ def test_without_a_champion_the_absolute_checks_alone_decide(figure_row: Row, ma
     assert verdict.decision == "promote"
     assert only(verdict, "click.auc vs champion").passed is None
     assert "no champion to compare with" in only(verdict, "click.auc vs champion").text
-    assert "There is no champion to compare with, so the absolute checks alone decide." in verdict.reasons
+    assert verdict.reasons == (
+        "There is no champion to compare with, so the absolute checks alone decide.",
+        "1 check passed and none failed.",
+        "Not judged: guards.",
+    )
     floor = GateConfig.model_validate({"bounds": [{"metric": "click.auc", "at_least": 0.73}]})
     assert judge(report, floor, PACKAGE).decision == "refuse"
     required = gate(compare=[{"metric": "click.auc", "margin": 0, "required": True}])
