@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Contents",
     "Package",
+    "check_output",
     "load_package",
     "replacing",
     "save_package",
@@ -278,8 +279,8 @@ def _rewritten(
     if not apart and all(_text(folder / name) == text for name, text in texts.items()):
         return contents
     place = output if output is not None and apart else folder
-    if apart and place.exists() and not (place / _HASHES).is_file() and (place.is_file() or any(place.iterdir())):
-        raise UserError(f"--output {place}: this holds something that is no package; name another folder")
+    if apart:
+        check_output(place)
     _remove_leftovers(place)
     hashes = _read_hashes(folder)
     with replacing(place) as temporary:
@@ -300,6 +301,16 @@ def _rewritten(
         (temporary / _HASHES).unlink()  # never written through: it may be the old folder's too
         _write_hashes(temporary, dict(sorted(hashes.items())))
     return verify_package(place)
+
+
+def check_output(place: Path) -> None:
+    """Refuse to write a package where something else is.
+
+    Raises:
+        UserError: a file, or a folder that holds something and is no package.
+    """
+    if place.exists() and not (place / _HASHES).is_file() and (place.is_file() or any(place.iterdir())):
+        raise UserError(f"--output {place}: this holds something that is no package; name another folder")
 
 
 def _text(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from recmtl.evaluation import Scored, score
 from recmtl.evaluation.calibrating import apply_to
 from recmtl.evaluation.fusing import FusionConfig, FusionSearch, fused_score, objective_values, search_fusion
 from recmtl.manifest import Manifest
-from recmtl.package import Contents, Package, load_package, verify_package, with_fusion
+from recmtl.package import Contents, Package, check_output, load_package, verify_package, with_fusion
 from recmtl.progress import Progress, Silent
 from recmtl.stages.job import untrained
 from recmtl.stages.preparing import prepare
@@ -80,6 +80,8 @@ def fuse(
         raise UserError("fuse: --data is missing: the prepared dataset whose validation rows decide")
     if output is None and model.startswith(("models:/", "runs:/")):
         raise UserError(f"fuse: {model} cannot be changed where it is; --output names the new package's folder")
+    if output is not None:
+        check_output(output)  # before anything is scored
     training = config.training if config is not None else TrainingConfig()
     seed = training.seed if seed is None else seed
     folder = data if data is not None else prepare(config, progress=progress).folder  # type: ignore[arg-type]
