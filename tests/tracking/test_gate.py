@@ -1,10 +1,13 @@
 """The gate on reports made by hand: what passes, what does not, and what nobody can tell."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from recmtl.errors import UserError
@@ -464,3 +467,12 @@ def test_tags_are_as_long_as_mlflow_takes(make_report: Make) -> None:
     assert lines[-1] == f"and {201 - len(lines)} more checks in report.json"
     assert len([key for key in tags if key.startswith("recmtl.gate.failed.")]) == 30
     assert not any(letter in key for key in tags for letter in "=@,")
+
+
+def test_the_documented_gate_is_one() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "registry.md").read_text()
+    (documented,) = [part for part in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if part.startswith("gate:")]
+    config = GateConfig.model_validate(yaml.safe_load(documented)["gate"])
+    assert {rule.metric for rule in config.compare} == {"click.auc", "click.ndcg@10"}
+    assert config.drift is not None
+    assert set(GateConfig.model_fields) == config.model_fields_set, "every field is shown"
