@@ -179,7 +179,7 @@ def xy_chart(
         if log_x:
             x = logarithmic([*xs, *x_include], left, width - right)
         else:
-            x = linear(xs, left, width - right, count=fit, include=x_include, whole=x_whole, nice=not x_whole)
+            x = linear(xs, left, width - right, count=fit + x_whole, include=x_include, whole=x_whole, nice=not x_whole)
         plot = _Plot(width, whole, x, y)
         dots = [dot for one in shown for dot in _along(plot, one)]
         plot.parts += _axes(plot, x_name, y_name)

@@ -1,4 +1,5 @@
 """A report with every section in it: three tasks, four systems, sixty slices, plausible numbers from a seed."""
+# ruff: noqa: E501 - rows of data, one a line
 
 import math
 
@@ -36,9 +37,9 @@ from recmtl.findings import (
 SYSTEMS = ("model", "champion", "baseline", "optimum")
 TARGETS = {"click": "click", "purchase": "purchase", "purchase_given_click": "purchase", "rating": "rating"}
 _AUC = {
-    "click": dict(model=0.7421, champion=0.7368, baseline=0.5, optimum=0.7713),
-    "purchase": dict(model=0.8034, champion=0.8041, baseline=0.5, optimum=0.8312),
-    "purchase_given_click": dict(model=0.6612, champion=0.6590, baseline=0.5, optimum=0.6955),
+    "click": {"model": 0.7421, "champion": 0.7368, "baseline": 0.5, "optimum": 0.7713},
+    "purchase": {"model": 0.8034, "champion": 0.8041, "baseline": 0.5, "optimum": 0.8312},
+    "purchase_given_click": {"model": 0.6612, "champion": 0.6590, "baseline": 0.5, "optimum": 0.6955},
 }
 _RATE = {"click": 0.118, "purchase": 0.0142, "purchase_given_click": 0.12}
 _SLICES = {
@@ -170,10 +171,10 @@ def _figures(random: np.random.Generator):
         rows = {"click": 412_332, "purchase": 396_120, "purchase_given_click": 46_710, "rating": 18_412}[target]
         if target == "rating":
             table = [
-                ("rmse", False, True, dict(model=1.012, champion=1.021, baseline=1.204, optimum=0.964), 0.011),
-                ("mae", False, False, dict(model=0.801, champion=0.806, baseline=0.98, optimum=0.76), 0.009),
-                ("spearman", True, False, dict(model=0.512, champion=0.505, baseline=None, optimum=0.571), 0.012),
-                ("kappa", True, False, dict(model=0.398, champion=0.391, baseline=0.0, optimum=0.44), 0.014),
+                ("rmse", False, True, {"model": 1.012, "champion": 1.021, "baseline": 1.204, "optimum": 0.964}, 0.011),
+                ("mae", False, False, {"model": 0.801, "champion": 0.806, "baseline": 0.98, "optimum": 0.76}, 0.009),
+                ("spearman", True, False, {"model": 0.512, "champion": 0.505, "baseline": None, "optimum": 0.571}, 0.012),
+                ("kappa", True, False, {"model": 0.398, "champion": 0.391, "baseline": 0.0, "optimum": 0.44}, 0.014),
             ]
         else:
             auc, rate = _AUC[target], _RATE[target]
@@ -186,8 +187,8 @@ def _figures(random: np.random.Generator):
                 ("pr_auc", True, False, {s: rate + (v - 0.5) * 0.9 * rate**0.5 for s, v in auc.items()}, 0.006),
                 ("normalised_entropy", False, False, {s: v / entropy for s, v in loss.items()}, 0.004),
                 ("user_auc", True, False, {s: 0.5 + (v - 0.5) * 0.8 for s, v in auc.items()}, half * 1.3),
-                ("calibration", None, True, dict(model=1.012, champion=0.981, baseline=1.034, optimum=1.001), 0.021),
-                ("ece", False, False, dict(model=0.0041, champion=0.0067, baseline=0.0061, optimum=0.0009), None),
+                ("calibration", None, True, {"model": 1.012, "champion": 0.981, "baseline": 1.034, "optimum": 1.001}, 0.021),
+                ("ece", False, False, {"model": 0.0041, "champion": 0.0067, "baseline": 0.0061, "optimum": 0.0009}, None),
             ]
         for metric, higher, headline, values, half in table:
             systems = {s: Figure(value=v) if v is None or half is None else _figure(v, half) for s, v in values.items()}
@@ -423,7 +424,7 @@ def _fusion(random: np.random.Generator) -> Fusion:
             }
         )
     points = []
-    for index, (weight, goal) in enumerate(zip(weights, found, strict=True)):
+    for _index, (weight, goal) in enumerate(zip(weights, found, strict=True)):
         beaten = any(
             all(other[t] >= goal[t] for t in goal) and any(other[t] > goal[t] for t in goal) for other in found
         )
@@ -462,7 +463,7 @@ def _drift(random: np.random.Generator) -> tuple[Drift, ...]:
             rows_now=412_332,
             features=tuple(features),
             labels=labels,
-        ),  # fmt: skip
+        ),
     )
 
 

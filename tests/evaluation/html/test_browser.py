@@ -1,4 +1,5 @@
 """The page in a headless Chromium: no error, no request, nothing hidden or clipped, and its controls work."""
+# ruff: noqa: E501 - scripts for the page
 
 from collections.abc import Callable
 from pathlib import Path

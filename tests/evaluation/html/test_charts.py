@@ -1,5 +1,6 @@
 """Charts: where the marks lie, what they say to those who do not see them, and that nothing breaks them."""
 
+import itertools
 import math
 import re
 from xml.etree import ElementTree
@@ -121,7 +122,7 @@ def test_labels_at_the_ends_move_apart() -> None:
     series = [line(f"line {n}", y=(0.0, 1.0 + n / 1000), style=n) for n in range(5)]
     root = drawn(xy_chart("T", "D", series, x_name="x", y_name="y", end_labels=True))
     heights = sorted(float(t.get("y")) for t in root.iter("text") if (t.text or "").startswith("line "))
-    assert all(b - a >= 14.9 for a, b in zip(heights, heights[1:], strict=False))
+    assert all(b - a >= 14.9 for a, b in itertools.pairwise(heights))
     assert heights[-1] < float(root.get("height"))
 
 

@@ -1,5 +1,7 @@
 """The page without a browser: that it is well made, safe, small, and says what the report says."""
+# ruff: noqa: E501 - rows of data, one a line
 
+import itertools
 import json
 import re
 from html import unescape
@@ -61,14 +63,14 @@ def test_headings_nest(read: Structure) -> None:
     levels = [int(tag[1]) for tag, _ in read.elements if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1
     assert levels[0] == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
 def test_every_picture_has_a_title_and_every_chart_a_description(read: Structure) -> None:
     pictures = [number for number, (tag, _) in enumerate(read.elements) if tag == "svg"]
     assert len(pictures) > 300
     for number in pictures:
-        tag, attributes = read.elements[number]
+        _tag, attributes = read.elements[number]
         children = [read.elements[child][0] for child in read.children[number]]
         assert attributes["role"] == "img"
         assert children[0] == "title"

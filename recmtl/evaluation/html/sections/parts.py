@@ -1,6 +1,7 @@
 """Parts of the rows: a table for each target that is a forest plot too, so that sorting it sorts the picture."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from recmtl.evaluation.html.blocks import Block, Cell, Column, Filters, Heading, Items, Prose, Section, Table
 from recmtl.evaluation.html.charts import Row, interval_axis, interval_cell, interval_scale
@@ -15,6 +16,9 @@ CELLS = 15_000
 ``report.json``."""
 _NAMED = 8
 """Parts that are named above the tables."""
+
+_Field = tuple[Column, Callable[[SliceRow], Cell]]
+"""A column, and a part's cell in it."""
 
 
 def slices(context: Context) -> Section:
@@ -100,61 +104,63 @@ def _table(context: Context, target: str, rows: list[SliceRow]) -> Table:
     direction = context.direction(target, main)
     others = context.present(row.differences for row in rows)
     compared = [other for other in others if other not in ("baseline", "optimum")] or others[:1]
-    figures = [_figure_row(context, target, main, row) for row in rows]
-    overall = context.overall(target, main)
-    reference = [] if overall is None else [overall]
-    clear = [figure for figure, row in zip(figures, rows, strict=True) if not row.small] or figures
-    scale = interval_scale(clear, reference)
-    name = directed(metric_name(main), direction)
-    columns = [Column("Slice"), Column("Part"), Column("Rows", True), Column("Positives", True), Column(name, True)]
-    if scale is not None:
-        columns.append(
-            Column(f"{metric_name(main)}, interval", picture=interval_axis(scale, f"Axis of {name}"), sorts=False)
-        )
-    gaps = {}
+    fields: list[_Field] = [
+        (Column("Slice"), lambda row: Cell(plain(row.slice))),
+        (Column("Part"), _part),
+        (Column(directed(metric_name(main), direction), True), partial(_figure_cell, main)),
+        *_picture(metric_name(main), rows, partial(_figure_row, main), context.overall(target, main)),
+    ]
     for other in compared:
-        bars = [_gap_row(context, main, other, row) for row in rows]
-        kept = [bar for bar, row in zip(bars, rows, strict=True) if not row.small] or bars
-        gaps[other] = bars, interval_scale(kept, [0.0])
-        columns.append(Column(f"Model − {other}", number=True, help="paired difference, its interval and p-value"))
-        axis = gaps[other][1]
-        if axis is not None:
-            picture = interval_axis(axis, f"Axis of model − {other}")
-            columns.append(Column(f"Model − {other}, interval", picture=picture, sorts=False))
-    more = [m for m in unique(m for row in rows for m in row.systems.get("model", {})) if m != main]
-    columns += [Column(directed(metric_name(m), context.direction(target, m)), number=True) for m in more]
-    lines, keys = [], []
-    for index, row in enumerate(rows):
-        figure = figures[index]
-        size = number(row.rows, count)
-        if row.small:
-            size = Cell(count(row.rows), sort=row.rows, note="small", tone="warn", mark="!")
-        rate = percent(row.positives / row.rows) if row.positives is not None and row.rows else ""
-        positives = number(row.positives, count, note=rate)
-        model = row.systems.get("model", {})
-        line = [
-            Cell(plain(row.slice)),
-            Cell(row.value),
-            size,
-            positives,
-            context.figure_cell(model.get(main, Figure())),
-        ]
-        if scale is not None:
-            line.append(Cell(interval_cell(scale, figure, overall)))
-        for other in compared:
-            difference = row.differences.get(other, {}).get(main, Difference())
-            line.append(context.difference_cell(difference, direction))
-            bars, axis = gaps[other]
-            if axis is not None:
-                line.append(Cell(interval_cell(axis, bars[index], 0.0)))
-        line += [context.figure_cell(model.get(m, Figure())) for m in more]
-        lines.append(line)
-        keys.append({"slice": row.slice, "small": "1" if row.small else ""})
-    caption = f"{target} by slice: {metric_name(main)} of this model" + "".join(f", against {o}" for o in compared)
-    return Table(caption, columns, lines, keys, heads=2, kind="forest")
+        name = f"Model − {other}"
+        column = Column(name, True, help="paired, on the same rows, with its interval and p-value")
+        fields.append((column, partial(_gap_cell, context, main, other)))
+        fields += _picture(name, rows, partial(_gap_row, context, main, other), 0.0)
+    fields += [(Column("Rows", True), lambda row: number(row.rows, count)), (Column("Positives", True), _positives)]
+    for metric in unique(metric for row in rows for metric in row.systems.get("model", {})):
+        if metric != main:
+            column = Column(directed(metric_name(metric), context.direction(target, metric)), True)
+            fields.append((column, partial(_figure_cell, metric)))
+    return Table(
+        f"{target} by slice: {metric_name(main)} of this model" + "".join(f", against {other}" for other in compared),
+        [column for column, _ in fields],
+        [[cell(row) for _, cell in fields] for row in rows],
+        [{"slice": row.slice, "small": "1" if row.small else ""} for row in rows],
+        heads=2,
+        kind="forest",
+    )
 
 
-def _figure_row(context: Context, target: str, metric: str, row: SliceRow) -> Row:
+def _picture(
+    name: str, rows: Sequence[SliceRow], row_of: Callable[[SliceRow], Row], reference: float | None
+) -> Iterator[_Field]:
+    """A column of intervals on one axis, which is made for the parts that are not small."""
+    clear = [row_of(row) for row in rows if not row.small] or [row_of(row) for row in rows]
+    scale = interval_scale(clear, [] if reference is None else [reference])
+    if scale is not None:
+        column = Column(f"{name}, interval", picture=interval_axis(scale, f"Axis of {name}"), sorts=False)
+        yield column, lambda row: Cell(interval_cell(scale, row_of(row), reference))
+
+
+def _part(row: SliceRow) -> Cell:
+    return Cell(row.value, note="! small" if row.small else "")
+
+
+def _positives(row: SliceRow) -> Cell:
+    rate = percent(row.positives / row.rows) if row.positives is not None and row.rows else ""
+    return number(row.positives, count, note=rate)
+
+
+def _figure_cell(metric: str, row: SliceRow) -> Cell:
+    figure = row.systems.get("model", {}).get(metric, Figure())
+    return number(figure.value, note=interval(figure))
+
+
+def _gap_cell(context: Context, metric: str, other: str, row: SliceRow) -> Cell:
+    difference = row.differences.get(other, {}).get(metric, Difference())
+    return context.difference_cell(difference, context.direction(row.target, metric))
+
+
+def _figure_row(metric: str, row: SliceRow) -> Row:
     figure = row.systems.get("model", {}).get(metric, Figure())
     text = f"{num(figure.value)} ({interval(figure)})" if interval(figure) else num(figure.value)
     style, note = 2 if row.small else 0, f"{metric_name(metric)} {text}"

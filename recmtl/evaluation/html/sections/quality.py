@@ -217,15 +217,13 @@ def ranking(context: Context) -> Section:
         columns = [
             Column("Objective"),
             Column("Metric"),
-            Column("Sorted by"),
             *context.figure_columns(systems, compared),
         ]
         columns.append(Column("Groups", number=True, help="groups in which the metric is defined"))
         lines = [
             [
                 Cell(row.objective),
-                Cell(directed(metric_name(row.metric, row.k), True), note=f"per {row.by}"),
-                Cell(row.scored_by),
+                Cell(directed(metric_name(row.metric, row.k), True), note=f"per {row.by}, sorted by {row.scored_by}"),
                 *context.figure_cells(row.systems, row.differences, True, systems, compared),
                 number(row.groups, count),
             ]
