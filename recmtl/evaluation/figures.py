@@ -164,10 +164,15 @@ class _Systems:
         self.first, self.model = next(iter(scored.items()))
         self.scored, self.statistics, self.truth = scored, statistics, truth
         for system, rows in scored.items():
-            for start, stop in pieces(len(self.model)):
-                same = len(rows) == len(self.model)
-                if not same or (read(rows.row, start, stop) != read(self.model.row, start, stop)).any():
-                    raise RunError(f"{system} scored other rows than {self.first}: score both on the same split")
+            same = rows is self.model or (
+                len(rows) == len(self.model)
+                and all(
+                    (read(rows.row, start, stop) == read(self.model.row, start, stop)).all()
+                    for start, stop in pieces(len(rows))
+                )
+            )
+            if not same:
+                raise RunError(f"{system} scored other rows than {self.first}: score both on the same split")
 
     def of(self, target: Target) -> dict[str, _Source]:
         """The systems that predict a target, the model first."""

@@ -18,6 +18,7 @@ are not given.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from recmtl.evaluation.figures import NOT_RESAMPLED, Measurements, measure_systems
@@ -48,6 +49,7 @@ def evaluation_record(
     replicates: int = REPLICATES,
     seed: int = 0,
     measured: Mapping[str, Measurements] | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Measure every split, and the last one (test before validation) with intervals.
 
@@ -60,6 +62,7 @@ def evaluation_record(
         seed: of the bootstrap.
         measured: split to what was measured of it already, with the model as system ``model``: nothing is computed for
             it again, and ``replicates`` and ``seed`` are not read.
+        folder: where files are sorted if the rows are too many for memory.
     """
     last = next((split for split in ("test", "validation") if split in scored), None)
     measurements: dict[str, Measurements] = {}
@@ -69,7 +72,9 @@ def evaluation_record(
         if known is None:
             draws = replicates if split == last else 0
             settings = IntervalsConfig(draws=draws, seed=seed, confidence=CONFIDENCE)
-            known = measure_systems({"model": rows}, tasks, statistics, (truth or {}).get(split), settings)
+            known = measure_systems(
+                {"model": rows}, tasks, statistics, (truth or {}).get(split), settings, folder=folder
+            )
         measurements[split] = known
         record[split] = known.values("model")
         by_system = {"baseline": known.values("baseline")}

@@ -183,6 +183,9 @@ def test_other_rows_are_refused(systems, tasks, statistics):
     moved = {**scored, "champion": replace(scored["champion"], row=scored["champion"].row + 1)}
     with pytest.raises(RunError, match="champion scored other rows than model"):
         figures(moved, tasks, statistics)
+    fewer = replace(scored["champion"], row=scored["champion"].row[:-1])
+    with pytest.raises(RunError, match="other scored other rows"):
+        figures({"model": scored["model"], "other": fewer}, tasks, statistics)
 
 
 @pytest.mark.parametrize("memory_rows", [1, 10**6])
