@@ -229,7 +229,8 @@ class Calibrations(Settings):
             if not own.changes_nothing or task.parent in changed:
                 changed.add(task.name)
                 if task.parent is not None:
-                    found[task.name] = np.maximum(found[task.parent] * found[target], np.float32(FLOOR))
+                    product = np.maximum(found[task.parent] * found[target], np.float32(FLOOR))
+                    found[task.name] = np.minimum(product, found[task.parent])  # a parent left alone may be 0
         return found
 
 

@@ -290,6 +290,14 @@ def test_what_no_calibration_touches_is_the_same() -> None:
     assert (found["keep"] > raw["keep"]).mean() > 0.9
 
 
+def test_a_parent_of_0_that_nobody_calibrates() -> None:
+    raw = {name: np.zeros(3, np.float32) for name in predictions(1)}
+    only = Calibrations(targets={"buy_given_click": TargetCalibration(shift=1.0)}, fitted_on="validation")
+    found = only.apply(raw, TASKS)
+    assert (found["buy"] <= found["click"]).all()
+    assert (found["keep"] <= found["buy"]).all()
+
+
 def test_a_parents_curve_moves_the_product_below_it() -> None:
     raw = predictions()
     half = Calibrations(targets={"click": TargetCalibration(negative_rate=0.5)}, fitted_on="validation")
