@@ -544,7 +544,7 @@ def _times(data: _Data) -> _Finding:
         one is not None and other is not None and (one[1] < other[0] or other[1] < one[0])
         for one, other in ((halves["train"], halves["validation"]), (halves["train"], halves["test"]))
     )
-    if by != "time" and not apart:
+    if by not in ("time", "day") and not apart:
         return _Finding(
             "not applicable",
             "the given split is not by time: the middle halves of train's times and of validation's or test's overlap",
