@@ -20,7 +20,7 @@ from recmtl.findings import Coherence
 from recmtl.manifest import Manifest
 from recmtl.tasks import Task, Tasks
 
-__all__ = ["TOLERANCE", "coherence", "label_audits", "prediction_audits"]
+__all__ = ["TOLERANCE", "coherence", "event_audits", "label_audits", "prediction_audits"]
 
 TOLERANCE = 1e-6
 """By so much predictions in float32 may pass a bound before it counts, per unit of the bound's range."""
@@ -38,6 +38,7 @@ def coherence(systems: Mapping[str, Scored], tasks: Tasks, manifest: Manifest, s
     found = list(prediction_audits(systems, tasks))
     for name in dict.fromkeys((split, "train")):
         found += label_audits(manifest, name)
+    found += event_audits(manifest)
     return tuple(found)
 
 
@@ -112,6 +113,17 @@ def label_audits(manifest: Manifest, split: str) -> Iterator[Coherence]:
                 counted.masked.get(reason, 0) for reason in ("contradiction", "invalid", "not_applicable")
             )
             yield _found("label", f"a label of {task.name} that is none of its values ({split})", None, invalid, given)
+
+
+def event_audits(manifest: Manifest) -> Iterator[Coherence]:
+    """Event logs: the events of the whole log that belong to none before them, by reason; they make no label.
+
+    Those that came after their window had closed are late and no contradiction.
+    """
+    for event, reasons in manifest.unattributed.items():
+        for reason, count in reasons.items():
+            if count and not reason.startswith("outside the window"):
+                yield _found("label", f"{event} events: {reason}", None, count, manifest.read.get(event, 0))
 
 
 def _with_article(name: str) -> str:

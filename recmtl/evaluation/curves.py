@@ -222,10 +222,10 @@ def _calibration(rows: _Rows, steps: _Steps, target: Target, system: str, bins: 
         kind="calibration",
         target=target.key,
         system=system,
-        x=tuple(predicted.tolist()),
-        y=tuple(observed.tolist()),
-        low=tuple(low for low, _ in ends),
-        high=tuple(high for _, high in ends),
+        x=_short(predicted),
+        y=_short(observed),
+        low=_short(np.array([low for low, _ in ends])),
+        high=_short(np.array([high for _, high in ends])),
         rows=tuple(round(size) for size in count.tolist()),
     )
 
@@ -239,7 +239,7 @@ def _lines(steps: _Steps, target: Target, system: str, points: int) -> Iterator[
     def line(kind: str, x: FloatArray, y: FloatArray) -> Curve:
         x, y = thinned(x, y, points)
         found: dict[str, object] = {"kind": kind, "target": target.key, "system": system}
-        return Curve.model_validate(found | {"x": tuple(x.tolist()), "y": tuple(y.tolist())})
+        return Curve.model_validate(found | {"x": _short(x), "y": _short(y)})
 
     if 0 < positives < rows:
         yield line("roc", (taken - hits) / (rows - positives), hits / positives)
@@ -248,6 +248,11 @@ def _lines(steps: _Steps, target: Target, system: str, points: int) -> Iterator[
         precision = np.append(precision[0], precision)  # where nothing is taken, that of the first rows
         yield line("pr", hits / positives, precision)
         yield line("lift", taken / rows, precision / (positives / rows))
+
+
+def _short(values: FloatArray) -> tuple[float, ...]:
+    """Six digits, which is more than a chart shows: the report holds thousands of them."""
+    return tuple(float(f"{value:.6g}") for value in values.tolist())
 
 
 def thinned(x: FloatArray, y: FloatArray, points: int = POINTS) -> tuple[FloatArray, FloatArray]:

@@ -10,6 +10,8 @@ gain of a row in NDCG is its label for binary and regression tasks (a negative o
 ordinal ones (Burges et al. 2005); average precision, recall and reciprocal rank need hits: positive labels, and for
 other kinds of task the labels from ``relevant_from`` on.
 
+AUC within lists comes in two kinds: ``auc`` counts each list once, ``auc_by_rows`` by its rows.
+
 The interval is that of a mean over lists clustered by user (:mod:`recmtl.evaluation.influence`). The rows are worked
 through in blocks of whole users, whose sums are all that is kept: 50 million rows take a few bytes each.
 """
@@ -34,7 +36,7 @@ from recmtl.metrics.ranking import Lists
 from recmtl.settings import Settings
 from recmtl.tasks import Task, Tasks
 
-__all__ = ["FUSED", "Ranking", "RankingConfig", "gains", "ranking"]
+__all__ = ["AUC_BY_ROWS", "FUSED", "Ranking", "RankingConfig", "gains", "ranking"]
 
 By = Literal["request", "user"]
 _Metric = tuple[str, int | None]
@@ -42,6 +44,9 @@ _Metric = tuple[str, int | None]
 
 FUSED = "fused"
 """What the fused score is called in ``scored_by``."""
+
+AUC_BY_ROWS = "auc_by_rows"
+"""The mean of the lists' AUCs weighted by their rows (Zhu et al. 2017); ``auc`` counts each list once."""
 
 _BLOCK = 2_000_000
 """Rows that are sorted together, but for a user who has more."""
@@ -190,7 +195,7 @@ def _metrics(task: Task, config: RankingConfig) -> list[_Metric]:
     found: list[_Metric] = [("ndcg", k) for k in config.ks]
     if task.kind == "binary" or task.name in config.relevant_from:
         found += [(name, k) for name in ("map", "recall") for k in config.ks]
-        found.append(("mrr", None))
+        found += [("mrr", None), ("auc", None), (AUC_BY_ROWS, None)]
     return found
 
 
@@ -300,15 +305,17 @@ def _judge(
             elif name == "recall":
                 assert k is not None
                 found = lists_of.recall(kept, hit, k)
-            else:
+            elif name == "mrr":
                 found = lists_of.reciprocal_rank(kept, hit)
+            else:
+                found = lists_of.list_auc(kept, hit)
             values[system][name, k] = found
         if number == 0:
-            users = cluster[list_of[long]]
+            users, sizes = cluster[list_of[long]], kept.lengths
             tally.short += short + int(cluster.size - list_of.size)
             tally.lists += kept.start.size
             tally.barren += int(np.count_nonzero(~(ideal[config.ks[0]] > 0)))
-    tally.add(values, users)
+    tally.add(values, users, sizes)
 
 
 class _Tally:
@@ -327,8 +334,16 @@ class _Tally:
             (metric, key): _Moments() for metric in metrics for key in [*systems, *((systems[0], o) for o in others)]
         }
 
-    def add(self, values: Mapping[str, Mapping[_Metric, FloatArray]], users: NDArray[np.intp]) -> None:
-        """Add a block's lists: system → metric → (G,) values, and (G,) each list's user, who is in no other block."""
+    def add(
+        self, values: Mapping[str, Mapping[_Metric, FloatArray]], users: NDArray[np.intp], sizes: NDArray[np.int64]
+    ) -> None:
+        """Add a block's lists.
+
+        Args:
+            values: system → metric → (G,), NaN where undefined.
+            users: (G,) each list's user, who is in no other block.
+            sizes: (G,) rows of each list.
+        """
         first = values[self.systems[0]]
         for metric in self.metrics:
             defined = np.isfinite(first[metric])  # which lists those are hangs on the labels alone
@@ -336,11 +351,12 @@ class _Tally:
             if not owners.size:
                 continue
             mine = first[metric][defined]
+            weight = sizes[defined].astype(np.float64) if metric[0] == AUC_BY_ROWS else np.ones(owners.size)
             for system in self.systems:
                 theirs = values[system][metric][defined]
-                self._moments[metric, system].add(theirs, owners)
+                self._moments[metric, system].add(theirs, owners, weight)
                 if system != self.systems[0]:
-                    self._moments[metric, (self.systems[0], system)].add(mine - theirs, owners)
+                    self._moments[metric, (self.systems[0], system)].add(mine - theirs, owners, weight)
 
     def rows(self, by: By, scored_by: str, objective: str, confidence: float) -> Iterator[RankingRow]:
         """A row a metric."""
@@ -361,28 +377,30 @@ class _Tally:
 
 @dataclass
 class _Moments:
-    """What the mean over lists and its spread over users need.
+    """What the weighted mean over lists and its spread over users need.
 
-    A user with n lists of total value S pulls at the mean by D = (S − n · mean) / lists. The sums over users of
-    S^a n^b, a + b = 2 and 4, give Σ D² and Σ D⁴ whatever the mean turns out to be; S is of values less a first guess at
-    the mean, so that nothing is lost to cancellation.
+    A user whose lists have weight n and value S, weighted, pulls at the mean by D = (S − n · mean) / weight of all. The
+    sums over users of S^a n^b, a + b = 2 and 4, give Σ D² and Σ D⁴ whatever the mean turns out to be; S is of values
+    less a first guess at the mean, so that nothing is lost to cancellation.
     """
 
     lists: int = 0
+    weight: float = 0.0
     users: int = 0
     guess: float | None = None
     total: float = 0.0
     squares: FloatArray = field(default_factory=lambda: np.zeros(3))
     fourths: FloatArray = field(default_factory=lambda: np.zeros(5))
 
-    def add(self, values: FloatArray, users: NDArray[np.intp]) -> None:
+    def add(self, values: FloatArray, users: NDArray[np.intp], weight: FloatArray) -> None:
         """Lists (G,), G ≥ 1, of users who are in no other call."""
         if self.guess is None:
             self.guess = float(values.mean())
-        worth = np.bincount(users, values - self.guess)
-        count = np.bincount(users).astype(np.float64)
+        worth = np.bincount(users, weight * (values - self.guess))
+        count = np.asarray(np.bincount(users, weight), np.float64)
         worth, count = worth[count > 0], count[count > 0]
         self.lists += values.size
+        self.weight += float(weight.sum())
         self.users += count.size
         self.total += float(worth.sum())
         self.squares += [(worth ** (2 - b) * count**b).sum() for b in range(3)]
@@ -390,18 +408,18 @@ class _Moments:
 
     @property
     def mean(self) -> float | None:
-        return None if self.guess is None else self.guess + self.total / self.lists
+        return None if self.guess is None else self.guess + self.total / self.weight
 
     @property
     def spread(self) -> Spread | None:
         if self.guess is None:
             return None
-        off = -self.total / self.lists  # D · lists = (S of guess) + n · off
+        off = -self.total / self.weight  # D · weight = (S of guess) + n · off
         squares = float((self.squares * [1, 2 * off, off**2]).sum())
         fourths = float((self.fourths * [1, 4 * off, 6 * off**2, 4 * off**3, off**4]).sum())
-        tiny = 1e-24 * self.lists  # equal values leave rounding alone
-        squares = squares if squares > tiny else 0.0
-        return Spread(self.users, squares / self.lists**2, max(fourths, 0.0) / self.lists**4)
+        if squares <= 1e-24 * self.weight:  # equal values leave rounding alone
+            return Spread(self.users, 0.0, 0.0)
+        return Spread(self.users, squares / self.weight**2, max(fourths, 0.0) / self.weight**4)
 
 
 class _First:

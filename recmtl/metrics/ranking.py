@@ -1,4 +1,4 @@
-"""Metrics of ranked lists, for all lists at once: NDCG, average precision, recall, reciprocal rank.
+"""Metrics of ranked lists, for all lists at once: NDCG, average precision, recall, reciprocal rank, AUC.
 
 In: rows in groups (a request, a user), each with a score and a gain. Out: a number per group. All are expected values
 over the orders of rows with equal scores, each order being as likely (McSherry and Najork 2008, Computing Information
@@ -24,6 +24,7 @@ __all__ = [
     "expected_places",
     "gini",
     "ideal_gain",
+    "list_auc",
     "ndcg",
     "ranked",
     "recall",
@@ -187,6 +188,17 @@ def reciprocal_rank(lists: Lists, positive: NDArray[np.bool_]) -> FloatArray:
         log_p -= gammaln(all_of + 1) - gammaln(chosen + 1) - gammaln(all_of - chosen + 1)
         value[lists.list_of_run[runs]] = np.bincount(of, np.exp(log_p) / (s[of] + j), minlength=runs.size)
     return value
+
+
+def list_auc(lists: Lists, positive: NDArray[np.bool_]) -> FloatArray:
+    """(G,) the chance that a positive row stands above another one of its list, a tie counting half; NaN where the
+    list has one kind alone."""
+    positives = lists.in_runs(positive)
+    negatives = lists.run_lengths - positives
+    total, others = lists.totals(positive), lists.totals(~positive)
+    above = np.cumsum(negatives) - negatives - (np.cumsum(others) - others)[lists.list_of_run]
+    beaten = others[lists.list_of_run] - above - negatives / 2
+    return _over(lists.of_runs(positives * beaten), total * others)
 
 
 def expected_places(lists: Lists, k: int) -> FloatArray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recmtl.evaluation import Scored
-from recmtl.evaluation.coherence import coherence, label_audits, prediction_audits
+from recmtl.evaluation.coherence import coherence, event_audits, label_audits, prediction_audits
 from recmtl.manifest import Columns, Manifest, SplitSummary, TaskSummary
 from recmtl.schema import Feature
 from recmtl.tasks import Observed, Task, Tasks
@@ -114,6 +114,18 @@ def test_labels_that_cannot_be():
     assert (order.kind, order.system, order.rows, order.of) == ("label", None, 10, 100)
     assert order.share == pytest.approx(0.1)
     assert (stars.rows, stars.of) == (4, 100)
+
+
+def test_events_that_follow_nothing():
+    log = manifest().model_copy(
+        update={
+            "read": {"impression": 900, "order": 40},
+            "unattributed": {"order": {"no click of its key": 3, "outside the window after the click": 9}, "click": {}},
+        }
+    )
+    (found,) = event_audits(log)
+    assert (found.text, found.rows, found.of) == ("order events: no click of its key", 3, 40)
+    assert found in coherence({"model": scored()}, TASKS, log, "test")
 
 
 def test_all_of_it():

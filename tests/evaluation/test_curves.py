@@ -1,6 +1,7 @@
 """Curves: against scikit-learn, the calibration table, the bootstrap, and by hand."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from recmtl.evaluation.evaluate import examples, targets
 from recmtl.metrics.ece import reliability
 from recmtl.tasks import Task, Tasks
 
+approx = partial(pytest.approx, rel=1e-5)
+"""Curves have six digits."""
 CLICK = Tasks([Task(name="click", kind="binary", label="click")])
 
 
@@ -70,8 +73,8 @@ def test_a_roc_of_few_predictions_is_scikit_learns():
     prediction, label, group = sample(300, digits=1)
     roc = one(curves({"model": scored_by(prediction, label, group)}, CLICK), "roc")
     false, true, _ = roc_curve(label, prediction, drop_intermediate=False)
-    assert roc.x == pytest.approx(false)
-    assert roc.y == pytest.approx(true)
+    assert roc.x == approx(false)
+    assert roc.y == approx(true)
 
 
 def test_no_thinned_line_is_far_from_the_whole():
@@ -84,9 +87,9 @@ def test_no_thinned_line_is_far_from_the_whole():
 def test_lift_by_hand():
     found = curves({"model": scored_by([0.9, 0.8, 0.8, 0.1], [1, 1, 0, 0])}, CLICK)
     assert one(found, "lift").x == (0, 0.25, 0.75, 1)
-    assert one(found, "lift").y == pytest.approx((2, 2, 4 / 3, 1))
+    assert one(found, "lift").y == approx((2, 2, 4 / 3, 1))
     assert one(found, "pr").x == (0, 0.5, 1, 1)
-    assert one(found, "pr").y == pytest.approx((1, 1, 2 / 3, 1 / 2))
+    assert one(found, "pr").y == approx((1, 1, 2 / 3, 1 / 2))
 
 
 def test_calibration_is_the_table_of_bins_with_intervals(funnel, tasks):
@@ -98,8 +101,8 @@ def test_calibration_is_the_table_of_bins_with_intervals(funnel, tasks):
             continue
         curve = one(found, "calibration", target.key)
         table = reliability(examples(model, target), 8)
-        assert curve.x == pytest.approx([bin.predicted for bin in table])
-        assert curve.y == pytest.approx([bin.observed for bin in table])
+        assert curve.x == approx([bin.predicted for bin in table])
+        assert curve.y == approx([bin.observed for bin in table])
         assert curve.rows == tuple(bin.rows for bin in table)
         assert all(low <= y <= high for low, y, high in zip(curve.low, curve.y, curve.high, strict=True))
         assert {curve.kind for curve in found if curve.target == target.key} == (
@@ -128,7 +131,7 @@ def test_a_bin_without_a_positive_says_how_many_there_could_be():
     group = np.append(np.arange(40) // 2, np.arange(40))
     curve = one(curves({"model": scored_by(prediction, label, group)}, CLICK), "calibration")
     assert (curve.y[0], curve.low[0]) == (0, 0)
-    assert curve.high[0] == pytest.approx(beta.ppf(0.975, 1, 20))  # 20 users, none of 20 a success
+    assert curve.high[0] == approx(beta.ppf(0.975, 1, 20))  # 20 users, none of 20 a success
 
 
 def test_many_rows_are_counted_at_quantiles(funnel, tasks):

@@ -9,7 +9,9 @@ import pytest
 from recmtl.errors import UserError
 from recmtl.etl.slicing import ItemCodes
 from recmtl.evaluation import Scored
+from recmtl.evaluation.influence import clustered, clustered_difference
 from recmtl.evaluation.ranking import FUSED, RankingConfig, gains, ranking
+from recmtl.metrics import METRICS, Examples
 from recmtl.tasks import Observed, Task, Tasks
 
 CLICK = Task(name="click", kind="binary", label="click")
@@ -111,7 +113,7 @@ def test_the_order_of_the_rows_and_the_size_of_the_blocks_change_nothing():
     }
     found = ranking(shuffled, TASKS, request[order], "request", config, block=11)
     assert found.notes == expected.notes
-    assert len(found.rows) == len(expected.rows) == 7 * 3
+    assert len(found.rows) == len(expected.rows) == 9 * 3
     for one, other in zip(found.rows, expected.rows, strict=True):
         assert (one.metric, one.k, one.objective, one.groups) == (other.metric, other.k, other.objective, other.groups)
         for a, b in [(one.systems, other.systems), (one.differences, other.differences)]:
@@ -172,7 +174,9 @@ def test_ratings_have_hits_where_the_config_says_what_one_is():
     found = ranking(systems, TASKS, request, "user", RankingConfig())
     assert {row.metric for row in found.rows if row.objective == "stars"} == {"ndcg"}
     found = ranking(systems, TASKS, request, "user", RankingConfig(relevant_from={"stars": 5}))
-    assert {row.metric for row in found.rows if row.objective == "stars"} == {"ndcg", "map", "recall", "mrr"}
+    assert {row.metric for row in found.rows if row.objective == "stars"} == {
+        "ndcg", "map", "recall", "mrr", "auc", "auc_by_rows",
+    }  # fmt: skip
     assert gains(STARS, np.array([0.0, 1, 2])).tolist() == [1, 3, 31]
 
 
@@ -249,3 +253,26 @@ def test_coverage_by_hand():
     assert two.items == round(1 + 1 + 0.5)
     assert two.popularity == pytest.approx((2 * 1 + 1.5 * 0.75 + 0.5 * 0.75) / 4)
     assert two.gini == pytest.approx(np.abs(np.subtract.outer([2, 1.5, 0.5, 0], [2, 1.5, 0.5, 0])).mean() / 2)
+
+
+def test_users_aucs_weighted_by_rows_are_the_metric_user_auc():
+    systems, _ = split(6, rows=2000, users=80)
+    model = systems["model"]
+    users, codes = np.unique(model.group, return_inverse=True)
+    found = ranking(systems, Tasks([CLICK]), codes.astype(np.int32), "user", RankingConfig(), block=300)
+    rows = {
+        name: Examples(scored.predictions["click"], scored.labels["click"], scored.group)
+        for name, scored in systems.items()
+    }
+    row = only(found, metric="auc_by_rows")
+    for name in systems:
+        assert defined(row.systems[name]) == pytest.approx(defined(clustered(rows[name], "user_auc", codes)))
+    difference = clustered_difference(rows["model"], rows["champion"], "user_auc", codes)
+    assert defined(row.differences["champion"]) == pytest.approx(defined(difference))
+    each = [METRICS["auc"].compute(some_of(rows["model"], codes == user)) for user in range(users.size)]
+    each = [value for value in each if value is not None]
+    assert only(found, metric="auc").systems["model"].value == pytest.approx(np.mean(each))
+
+
+def some_of(rows, kept):
+    return Examples(rows.prediction[kept], rows.label[kept])

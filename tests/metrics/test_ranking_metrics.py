@@ -5,13 +5,14 @@ from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
-from sklearn.metrics import ndcg_score
+from sklearn.metrics import ndcg_score, roc_auc_score
 
 from recmtl.metrics.ranking import (
     average_precision,
     expected_places,
     gini,
     ideal_gain,
+    list_auc,
     ndcg,
     ranked,
     recall,
@@ -182,3 +183,17 @@ def test_rows_are_sorted_by_group_and_falling_score(kind):
     zeros = np.flatnonzero(score[order] == 0)
     assert (np.diff(lists.run_start) > 0).all()
     assert set(zeros.tolist()) >= {int(row) for row in lists.run_start if score[order][row] == 0}
+
+
+def test_auc_within_lists_is_scikit_learns():
+    random = np.random.default_rng(4)
+    group = random.integers(0, 25, 200)
+    score, positive = random.integers(0, 6, 200) / 7, random.random(200) < 0.3
+    order, lists = ranked(group, score)
+    found = list_auc(lists, positive[order])
+    for number in range(25):
+        mine = group == number
+        if len(set(positive[mine])) == 2:
+            assert found[number] == pytest.approx(roc_auc_score(positive[mine], score[mine]))
+        else:
+            assert np.isnan(found[number])
