@@ -173,7 +173,13 @@ def _figures(random: np.random.Generator):
             table = [
                 ("rmse", False, True, {"model": 1.012, "champion": 1.021, "baseline": 1.204, "optimum": 0.964}, 0.011),
                 ("mae", False, False, {"model": 0.801, "champion": 0.806, "baseline": 0.98, "optimum": 0.76}, 0.009),
-                ("spearman", True, False, {"model": 0.512, "champion": 0.505, "baseline": None, "optimum": 0.571}, 0.012),
+                (
+                    "spearman",
+                    True,
+                    False,
+                    {"model": 0.512, "champion": 0.505, "baseline": None, "optimum": 0.571},
+                    0.012,
+                ),
                 ("kappa", True, False, {"model": 0.398, "champion": 0.391, "baseline": 0.0, "optimum": 0.44}, 0.014),
             ]
         else:
@@ -187,8 +193,20 @@ def _figures(random: np.random.Generator):
                 ("pr_auc", True, False, {s: rate + (v - 0.5) * 0.9 * rate**0.5 for s, v in auc.items()}, 0.006),
                 ("normalised_entropy", False, False, {s: v / entropy for s, v in loss.items()}, 0.004),
                 ("user_auc", True, False, {s: 0.5 + (v - 0.5) * 0.8 for s, v in auc.items()}, half * 1.3),
-                ("calibration", None, True, {"model": 1.012, "champion": 0.981, "baseline": 1.034, "optimum": 1.001}, 0.021),
-                ("ece", False, False, {"model": 0.0041, "champion": 0.0067, "baseline": 0.0061, "optimum": 0.0009}, None),
+                (
+                    "calibration",
+                    None,
+                    True,
+                    {"model": 1.012, "champion": 0.981, "baseline": 1.034, "optimum": 1.001},
+                    0.021,
+                ),
+                (
+                    "ece",
+                    False,
+                    False,
+                    {"model": 0.0041, "champion": 0.0067, "baseline": 0.0061, "optimum": 0.0009},
+                    None,
+                ),
             ]
         for metric, higher, headline, values, half in table:
             systems = {s: Figure(value=v) if v is None or half is None else _figure(v, half) for s, v in values.items()}

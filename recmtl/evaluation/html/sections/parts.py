@@ -115,7 +115,9 @@ def _table(context: Context, target: str, rows: list[SliceRow]) -> Table:
         column = Column(name, True, help="paired, on the same rows, with its interval and p-value")
         fields.append((column, partial(_gap_cell, context, main, other)))
         fields += _picture(name, rows, partial(_gap_row, context, main, other), 0.0)
-    fields += [(Column("Rows", True), lambda row: number(row.rows, count)), (Column("Positives", True), _positives)]
+    fields.append((Column("Rows", True), lambda row: number(row.rows, count)))
+    if any(row.positives is not None for row in rows):
+        fields.append((Column("Positives", True), _positives))
     for metric in unique(metric for row in rows for metric in row.systems.get("model", {})):
         if metric != main:
             column = Column(directed(metric_name(metric), context.direction(target, metric)), True)

@@ -57,7 +57,9 @@ def verdict(context: Context) -> Section:
             counts.append(Chip(f"{plural(number, 'check')} {word}", colour, sign))
     reasons = found.reasons
     if not reasons and found.decision == "not judged":
-        reasons = ("No gate is configured, so nothing decides for or against this model; `registry.gate` sets one.",)
+        reasons = (
+            "No gate is configured, so nothing decides for or against this model; registry.gate in the config sets one.",
+        )
     blocks: list[Block] = [Banner(title, tone, mark, counts, reasons, found.overridden)]
     open_ = [check for state in (False, None) for check in found.checks if check.passed is state]
     passed = [check for check in found.checks if check.passed]
@@ -93,8 +95,10 @@ def headline(context: Context) -> Section:
     section = Section("headline", "Headline figures")
     if not shown:
         return section
+    split = context.report.about.split
+    flatters = ", the split that the epoch was chosen on, so they flatter" if split == "validation" else ""
     section.lead = (
-        f"On the {context.report.about.split} rows. Each number stands over its {context.confidence} interval; two "
+        f"On the {split} rows{flatters}. Each number stands over its {context.confidence} interval; two "
         "systems are compared on the same rows, and “cannot tell” means that chance alone may have made the difference."
     )
     tiles = [tile for tile in (_tile(context, target) for target in unique(row.target for row in shown)) if tile]
