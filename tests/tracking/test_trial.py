@@ -10,7 +10,7 @@ import pytest
 from recmtl.package import load_package
 from recmtl.tracking.gate import LatencyBounds, PackageChecks
 from recmtl.tracking.registry import register
-from recmtl.tracking.trial import trial
+from recmtl.tracking.trial import _same, trial
 
 QUIET = PackageChecks(latency=None)
 
@@ -59,22 +59,36 @@ def test_a_good_package(saved: Path, rows: pl.DataFrame, expected: pl.DataFrame,
 
 
 def test_other_predictions_are_noticed(saved: Path, rows: pl.DataFrame, expected: pl.DataFrame) -> None:
-    off = expected.with_columns(pl.col("purchase") + pl.when(pl.int_range(pl.len()) == 70).then(1e-3).otherwise(0))
-    (loads, same) = trial(saved, rows, off, QUIET)
+    """In row 40; what is off in rows 50 and later is not among those that are tried."""
+    row = pl.int_range(pl.len())
+    off = expected.with_columns(
+        pl.col("purchase") + pl.when(row == 40).then(1e-3).otherwise(0),
+        pl.col("click") + pl.when(row >= 50).then(1.0).otherwise(0),
+    )
+    (loads, same) = trial(saved, rows, off, PackageChecks(latency=None, rows=50))
     assert loads.passed is True
     assert same.passed is False
     assert same.value == pytest.approx(1e-3, rel=1e-3)
-    assert "most so in 'purchase'" in same.text
+    assert "predicts 50 rows unlike the evaluation, most so in 'purchase'" in same.text
 
 
-@pytest.mark.parametrize("config", [PackageChecks(latency=None, rows=50)])
-def test_only_so_many_rows(saved: Path, rows: pl.DataFrame, expected: pl.DataFrame, config: PackageChecks) -> None:
-    off = expected.with_columns(pl.col("click") + pl.when(pl.int_range(pl.len()) >= 50).then(1.0).otherwise(0))
-    undefined = expected.select("click").with_columns(pl.when(pl.int_range(pl.len()) != 3).then("click").alias("click"))
-    (_, same) = trial(saved, rows, off, config)
-    assert same.passed is True
-    (_, same) = trial(saved, rows, undefined, config)
-    assert (same.passed, same.value) == (False, float("inf"))
+@pytest.mark.parametrize(
+    ("ours", "theirs", "passed", "value"),
+    [
+        ([0.5, 0.1], [0.5, 0.10005], True, 5e-5),
+        ([0.5, 0.1], [0.5, 0.1002], False, 2e-4),
+        ([1000.0, 0.1], [1000.05, 0.1], True, 5e-5),  # relative, where predictions are large
+        ([0.5, 0.1], [None, 0.1], False, float("inf")),
+        ([0.5, float("nan")], [0.5, 0.1], False, float("inf")),
+        ([0.5], [0.5, 0.1], False, None),
+        ([], [], None, None),
+    ],
+)
+def test_the_same(ours: list[float], theirs: list[float | None], passed: bool | None, value: float | None) -> None:
+    frames = [pl.DataFrame({"click": column}, schema={"click": pl.Float64}) for column in (ours, theirs)]
+    check = _same(*frames, QUIET)
+    assert check.passed is passed
+    assert check.value == (None if value is None else pytest.approx(value, rel=0.01))
 
 
 def test_a_package_that_does_not_load(saved: Path, rows: pl.DataFrame, expected: pl.DataFrame, tmp_path: Path) -> None:
