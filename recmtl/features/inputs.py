@@ -139,7 +139,7 @@ class Features(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, D) float32."""
-        return torch.cat([*self._pooled(batch), *self._beside(batch)], dim=1)
+        return torch.cat([*self._pooled(batch), *self.beside(batch.dense)], dim=1)
 
     def _pooled(self, batch: Batch) -> list[Tensor]:
         """The embeddings, (B, W) each or all in one."""
@@ -157,12 +157,12 @@ class Features(nn.Module):
             for name in self._sparse
         ]
 
-    def _beside(self, batch: Batch) -> list[Tensor]:
-        """Vectors and numbers."""
+    def beside(self, dense_BN: Tensor) -> list[Tensor]:
+        """Vectors and numbers of ``Batch.dense``, (B, W) each, in the output's order."""
         limit = self._number_limit
         if not (self.projections or self._vectors):
-            return [batch.dense.clamp(-limit, limit)] if self._numbers else []
-        dense = dict(zip(self._dense_names, torch.split(batch.dense, self._dense_widths, dim=1), strict=True))
+            return [dense_BN.clamp(-limit, limit)] if self._numbers else []
+        dense = dict(zip(self._dense_names, torch.split(dense_BN, self._dense_widths, dim=1), strict=True))
         return [
             *(project(dense[name]).float() for name, project in self.projections.items()),
             *(dense[name] for name in self._vectors),
