@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from recmtl.errors import RunError
 from recmtl.etl.encode import Encoder
@@ -115,9 +117,8 @@ def look_again(
     def frames() -> Iterator[pl.DataFrame]:
         nonlocal looked_at
         for shard in summary.raw_shards:
-            raw = _read(folder, shard.path, None)
-            raw = raw.select(pl.int_range(pl.len()).alias("recmtl:row"), *_present(raw, schema))
-            raw = raw.gather_every(step)
+            raw = _read(folder, shard.path, ["row", *schema.columns])
+            raw = raw.select("row", *_present(raw, schema)).gather_every(step)
             looked_at += raw.height
             for some in raw.iter_slices(_AT_ONCE):
                 yield encoder.rows(some)
@@ -134,7 +135,11 @@ def look_again(
 
 def _present(raw: pl.DataFrame, schema: Schema) -> list[str]:
     """The columns that hold a value: one without any has whatever type its file gave it."""
-    return [column for column in schema.columns if column in raw.columns and raw[column].null_count() < raw.height]
+    return [
+        column
+        for column in schema.columns
+        if column in raw.columns and column != "row" and raw[column].null_count() < raw.height
+    ]
 
 
 def _columns(schema: Schema) -> list[str]:
@@ -255,8 +260,10 @@ def _labels(
     return own, given
 
 
-def _read(folder: Path, path: str, columns: list[str] | None) -> pl.DataFrame:
+def _read(folder: Path, path: str, columns: Sequence[str]) -> pl.DataFrame:
+    """Those of the columns that the shard has."""
     try:
-        return pl.read_parquet(inside(folder, path), columns=columns, glob=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise RunError(f"{folder / path}: this shard cannot be read ({str(error).splitlines()[0]})") from error
+        there = set(pq.read_schema(inside(folder, path)).names)
+        return pl.read_parquet(inside(folder, path), columns=[c for c in columns if c in there], glob=False)
+    except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+        raise RunError(f"{folder / path}: this shard cannot be read ({error}); prepare again") from error

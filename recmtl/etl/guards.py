@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
@@ -81,8 +82,8 @@ class _Data:
             try:
                 there = pq.read_schema(path).names
                 yield pl.read_parquet(path, columns=[name for name in columns if name in there], glob=False)
-            except (OSError, pl.exceptions.PolarsError) as error:
-                raise RunError(f"{path}: this shard cannot be read ({str(error).splitlines()[0]})") from error
+            except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+                raise RunError(f"{path}: this shard cannot be read ({error}); prepare again") from error
 
 
 @dataclass(frozen=True)

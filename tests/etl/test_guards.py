@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
-from recmtl.errors import UserError
+from recmtl.errors import RunError, UserError
 from recmtl.etl.fit import fit_tables
 from recmtl.etl.guards import GUARDS, GuardsConfig, _ranks, _stem, check_guards, require
 from recmtl.etl.prepare import DataConfig, Prepared, prepare
@@ -379,6 +379,13 @@ def test_several_failures_are_told_in_one_error(tmp_path: Path) -> None:
     data = prepared(tmp_path, *splits)
     with pytest.raises(UserError, match=r"^guard validation_rows_in_train: .*\(failed too: task_without_positives\)$"):
         require(data.folder, data.manifest)
+
+
+def test_a_damaged_shard_is_said(tmp_path: Path) -> None:
+    data = prepared(tmp_path, *SPLITS)
+    (data.folder / data.manifest.splits["train"].shards[0].path).write_bytes(b"no Parquet")
+    with pytest.raises(RunError, match="this shard cannot be read"):
+        check_guards(data.folder, data.manifest)
 
 
 def test_what_is_allowed_is_known_and_has_a_reason() -> None:

@@ -284,6 +284,13 @@ def test_a_task_that_these_data_lack_is_left_out(champion: Prepared) -> None:
     assert [label.target for label in found.labels] == ["click", "buy", "buy_given_click", "stars"]
 
 
+def test_a_damaged_shard_is_said(tmp_path: Path) -> None:
+    data = prepared(tmp_path / "data", rows(60, 0), rows(50, 1), rows(50, 2))
+    (data.folder / data.manifest.splits["test"].raw_shards[0].path).write_bytes(b"no Parquet")
+    with pytest.raises(RunError, match="this shard cannot be read"):
+        drifted(data, data)
+
+
 def test_train_keeps_no_raw_rows(champion: Prepared) -> None:
     with pytest.raises(RunError, match="train keeps no raw rows"):
         drifted(champion, champion, split="train")
