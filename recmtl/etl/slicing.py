@@ -102,6 +102,9 @@ class SlicesConfig(Settings):
     """With fewer users likewise."""
     small_positives: int = Field(default=20, ge=1)
     """With fewer positive, or fewer negative, rows of a binary target likewise."""
+    sample_rows: int = Field(default=1_000_000, ge=1000)
+    """Splits that are too large for memory: a slice of more rows is judged on about so many, those of a sample of its
+    users; rows, users and positives are those of all of it."""
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recmtl.evaluation.evaluate import Target, examples, predictions, targets
+from recmtl.evaluation.external import WITHOUT_USERS
 from recmtl.evaluation.influence import Spread, figure_of
 from recmtl.evaluation.intervals import clusters_of
 from recmtl.evaluation.score import Scored
-from recmtl.evaluation.spill import pieces
+from recmtl.evaluation.spill import pieces, read
 from recmtl.findings import Curve
 from recmtl.metrics import Examples
 from recmtl.metrics.base import FloatArray, run_ends
@@ -85,35 +86,29 @@ def curves(
 
 
 class _Users:
-    """The rows' users, numbered."""
+    """The rows' users, numbered; four bytes a row."""
 
     def __init__(self, model: Scored, most_rows: int) -> None:
-        self.known: NDArray[np.int64] | None = None
-        self._model = model
-        self._cluster: NDArray[np.intp] | None = None
-        if model.group is None:
-            self.count = len(model)
-        elif len(model) <= most_rows:
+        self._cluster: NDArray[np.integer] | None = None
+        self.count = min(len(model), WITHOUT_USERS)
+        if model.group is not None and len(model) <= most_rows:
             self._cluster, self.count = clusters_of(model.group, len(model))
-        else:
-            self.known = _distinct(model.group)
-            self.count = self.known.size
+        elif model.group is not None:
+            known = _distinct(model.group)
+            self._cluster, self.count = np.empty(len(model), np.int32), known.size
+            for start, stop in pieces(len(model)):
+                there, place = np.unique(read(model.group, start, stop), return_inverse=True)
+                self._cluster[start:stop] = np.searchsorted(known, there)[place]
 
-    def of(self, start: int, stop: int) -> NDArray[np.intp]:
-        """(stop − start,) from 0; without users, rows."""
-        if self._model.group is None:
-            return np.arange(start, stop)
-        if self._cluster is not None:
-            return self._cluster[start:stop]
-        assert self.known is not None
-        there, place = np.unique(np.asarray(self._model.group[start:stop]), return_inverse=True)
-        return np.searchsorted(self.known, there)[place]
+    def of(self, start: int, stop: int) -> NDArray[np.integer]:
+        """(stop − start,) from 0; without users, rows, in groups where they are very many."""
+        return np.arange(start, stop) % WITHOUT_USERS if self._cluster is None else self._cluster[start:stop]
 
 
 def _distinct(group: NDArray[np.int64]) -> NDArray[np.int64]:
     known, fresh = np.empty(0, np.int64), [np.empty(0, np.int64)]
     for start, stop in pieces(len(group)):
-        fresh.append(np.unique(np.asarray(group[start:stop])))
+        fresh.append(np.unique(read(group, start, stop)))
         if sum(map(len, fresh)) > known.size:
             known, fresh = np.unique(np.concatenate([known, *fresh])), []
     return np.unique(np.concatenate([known, *fresh]))
@@ -139,15 +134,15 @@ class _Rows:
     def __init__(self, model: Scored, scored: Scored, target: Target, users: _Users, most_rows: int) -> None:
         self._model, self._scored, self._target = model, scored, target
         self.users = users
-        self._whole: tuple[Examples, NDArray[np.intp]] | None = None
+        self._whole: tuple[Examples, NDArray[np.integer]] | None = None
         if len(model) <= most_rows:
             self._whole = next(self._parts(len(model)), None)
 
-    def parts(self) -> Iterator[tuple[Examples, NDArray[np.intp]]]:
+    def parts(self) -> Iterator[tuple[Examples, NDArray[np.integer]]]:
         """The rows and their users, piece by piece."""
         return iter([self._whole]) if self._whole is not None else self._parts(1 << 20)
 
-    def _parts(self, size: int) -> Iterator[tuple[Examples, NDArray[np.intp]]]:
+    def _parts(self, size: int) -> Iterator[tuple[Examples, NDArray[np.integer]]]:
         for start, stop in pieces(len(self._model), max(size, 1)):
             shown = predictions(self._scored, self._target, start, stop)
             rows = examples(self._model, self._target, shown, start=start, stop=stop)
@@ -199,7 +194,7 @@ def _calibration(rows: _Rows, steps: _Steps, target: Target, system: str, bins: 
         if not len(part):
             continue
         at = np.maximum(np.searchsorted(steps.low[first], part.prediction, side="right") - 1, 0)
-        pair, place = np.unique(user * count.size + at, return_inverse=True)
+        pair, place = np.unique(user.astype(np.intp) * count.size + at, return_inverse=True)
         pulls[pair] += np.bincount(place, (part.label - observed[at]) / count[at])
         there[pair] = True
         low_label, high_label = min(low_label, part.label.min()), max(high_label, part.label.max())

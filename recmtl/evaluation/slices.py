@@ -5,9 +5,10 @@ In: the rows as each system scored them, and the cuts (:class:`recmtl.etl.slicin
 (:mod:`recmtl.evaluation.influence`): a slice is often small, and a bootstrap for each would take hours. p-values are
 those of each slice alone: of a hundred slices, five differ at the level of 0.05 by chance.
 
-Rows of a target are put in order once per cut. Where they are more than ``most_rows``, the slices of a cut are gathered
-from the rows piece by piece, as many together as fit, and a single slice of more rows than that is judged on a sample
-of its users, which the notes say; rows, users and positives are counted on all of it.
+Rows of a target are put in order once per cut. Where the split has more than ``memory_rows``, the slices of a cut are
+gathered from it piece by piece, as many together as fit, and a slice of more than ``slices.sample_rows`` is judged on
+about so many rows, those of a sample of its users, which the notes say; rows, users and positives are counted on all of
+it. (A million rows tell an AUC to the third digit; cutting fifty million rows in twelve ways would take an hour.)
 """
 
 import tempfile
@@ -29,10 +30,10 @@ from recmtl.findings import SliceRow
 from recmtl.metrics import Examples, metrics_for
 from recmtl.tasks import Tasks
 
-__all__ = ["MOST_ROWS", "Slices", "slice_rows"]
+__all__ = ["MEMORY_ROWS", "Slices", "slice_rows"]
 
-MOST_ROWS = 5_000_000
-"""Rows of a target that are in memory together: about 2 GB with two systems."""
+MEMORY_ROWS = 5_000_000
+"""Rows of a target that are in memory together: about 1.5 GB with two systems."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def slice_rows(
     config: SlicesConfig,
     *,
     confidence: float = 0.95,
-    most_rows: int = MOST_ROWS,
+    memory_rows: int = MEMORY_ROWS,
     folder: Path | None = None,
 ) -> Slices:
     """Judge every system on every slice.
@@ -62,23 +63,23 @@ def slice_rows(
             other. Others may lack tasks.
         tasks: what is judged.
         columns: the cuts, aligned with the rows.
-        config: what makes a slice small.
+        config: what makes a slice small, or too large to be judged whole.
         confidence: of the intervals.
-        most_rows: rows of a target that are in memory together.
+        memory_rows: rows of a target that are in memory together.
         folder: where the clusters' numbers are kept when the rows are more than that; by default the system's folder
             for temporary files.
     """
     model = next(iter(systems.values()))
     rows: list[SliceRow] = []
     notes: list[str] = []
-    if len(model) <= most_rows:
+    if len(model) <= memory_rows:
         _judge_all(systems, tasks, columns, config, confidence, clusters_of(model.group, len(model)), rows)
     else:
         with tempfile.TemporaryDirectory(prefix="recmtl-slices-", dir=folder) as place, Spill(Path(place)) as spill:
             numbered = cluster_numbers(model.group, len(model), spill)
             for target in targets(tasks):
                 for column in columns:
-                    cut = _Cut(systems, target, column, numbered, most_rows)
+                    cut = _Cut(systems, target, column, numbered, config.sample_rows, memory_rows)
                     parts = cut.parts(confidence)
                     rows += _lines(column, target, parts, cut.there, config, model.group is not None)
                     notes += cut.notes
@@ -161,20 +162,22 @@ class _Cut:
         target: Target,
         column: SliceColumn,
         numbered: tuple[NDArray[np.int32], int],
-        most_rows: int,
+        sample_rows: int,
+        memory_rows: int,
     ) -> None:
         self._systems = {
             name: scored for name, scored in systems.items() if set(target.columns) <= scored.predictions.keys()
         }
         self._model = next(iter(systems.values()))
-        self._target, self._column, self._most_rows = target, column, most_rows
+        self._target, self._column = target, column
+        self._sample_rows, self._memory_rows = min(sample_rows, memory_rows), memory_rows
         self._cluster, clusters = numbered
         self._binary = target.task.kind == "binary"
         slices = len(column.labels)
         self._rows, self._positives = np.zeros(slices, np.int64), np.zeros(slices, np.int64)
         self.there: NDArray[np.bool_] = np.zeros(slices, np.bool_)
         """(slices,) whether the split has any row there."""
-        users = np.zeros((slices, -(-clusters // 8)), np.uint8)  # a bit each
+        users = np.zeros((slices, clusters), np.bool_)
         for start, stop in pieces(len(self._model)):
             codes, counted = read(column.codes, start, stop), target.rows(self._model, start, stop)
             self.there |= np.bincount(codes + 1, minlength=slices + 1)[1:] > 0
@@ -184,9 +187,9 @@ class _Cut:
             if self._binary:
                 label = read(self._model.labels[target.task.name], start, stop)[counted]
                 self._positives += np.bincount(code[label == 1], minlength=slices)
-            np.bitwise_or.at(users, (code, cluster >> 3), (1 << (cluster & 7)).astype(np.uint8))
-        self._users = [int(np.unpackbits(of).sum()) for of in users]
-        share = np.minimum(most_rows / np.maximum(self._rows, 1), 1.0)
+            users[code, cluster] = True
+        self._users = users.sum(axis=1).tolist()
+        share = np.minimum(self._sample_rows / np.maximum(self._rows, 1), 1.0)
         self._share = np.where(share < 1, share, np.inf)
         """(slices,) of the users; infinite: all."""
         self.notes: list[str] = []
@@ -195,11 +198,11 @@ class _Cut:
         """(slices,) the figures."""
         found: list[Part] = []
         slices = len(self._column.labels)
-        sizes = np.minimum(self._rows, self._most_rows)
+        sizes = np.minimum(self._rows, self._sample_rows)
         first = 0
         while first < slices:
             # As many slices together as fit, one at least.
-            end = first + max(int(np.searchsorted(np.cumsum(sizes[first:]), self._most_rows, side="right")), 1)
+            end = first + max(int(np.searchsorted(np.cumsum(sizes[first:]), self._memory_rows, side="right")), 1)
             judged, cluster, codes = self._gathered(first, end)
             found += by_part(
                 judged,

@@ -167,3 +167,12 @@ def test_thinning_keeps_ends_and_corners():
     assert area(a, b) == pytest.approx(0.7, abs=1e-3)
     same = thinned(x[:50], y[:50], 200)
     assert np.array_equal(same[0], x[:50])
+
+
+def test_without_users_every_row_is_drawn_by_itself():
+    label = np.tile([0, 0, 1], 200)
+    curve = one(curves({"model": scored_by(np.full(600, 0.3), label)}, CLICK), "calibration")
+    rate, error = 1 / 3, np.sqrt(1 / 3 * 2 / 3 / 600)
+    logit = np.log(rate / (1 - rate))
+    low, high = (1 / (1 + np.exp(-logit - sign * 1.96 * error / (rate * (1 - rate)))) for sign in (-1, 1))
+    assert (curve.low[0], curve.high[0]) == pytest.approx((low, high), abs=3e-4)

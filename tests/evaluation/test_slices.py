@@ -131,7 +131,7 @@ def test_rows_from_files_piece_by_piece_give_the_same(systems, tasks, tmp_path, 
     expected = slice_rows(systems, tasks, columns, CONFIG)
     on_disk = {name: mapped(scored, tmp_path / name) for name, scored in systems.items()}
     monkeypatch.setattr("recmtl.evaluation.slices.pieces", lambda rows: pieces(rows, 100))
-    found = slice_rows(on_disk, tasks, columns, CONFIG, most_rows=500, folder=tmp_path)
+    found = slice_rows(on_disk, tasks, columns, CONFIG, memory_rows=500, folder=tmp_path)
     assert not found.notes
     assert len(found.rows) == len(expected.rows)
     for one, other in zip(found.rows, expected.rows, strict=True):
@@ -146,7 +146,7 @@ def test_rows_from_files_piece_by_piece_give_the_same(systems, tasks, tmp_path, 
 def test_a_slice_beyond_memory_is_judged_on_whole_users_and_says_so(systems, tasks):
     columns = columns_for(900)[:1]
     whole = {(row.value, row.target): row for row in slice_rows(systems, tasks, columns, CONFIG).rows}
-    found = slice_rows(systems, tasks, columns, CONFIG, most_rows=200)
+    found = slice_rows(systems, tasks, columns, CONFIG.model_copy(update={"sample_rows": 200}), memory_rows=500)
     assert any(note.startswith("slice lopsided = a, click: judged on ") for note in found.notes)
     for row in found.rows:
         same = whole[row.value, row.target]
