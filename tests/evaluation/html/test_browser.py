@@ -247,8 +247,9 @@ def test_without_scripts_it_says_all_the_same(chromium: Browser, file: Path) -> 
 
 
 def test_on_paper_nothing_is_cut(chromium: Browser, file: Path) -> None:
-    chromium.open(file, width=800)
+    chromium.open(file, width=1040)  # A4 across, less its margins
     chromium.call("Emulation.setEmulatedMedia", media="print")
+    assert chromium.run("document.documentElement.scrollWidth") <= 1040
     assert chromium.run("document.querySelector('nav').checkVisibility()") is False
     assert chromium.run("Array.from(document.querySelectorAll('.tall')).every((box) => getComputedStyle(box).maxHeight === 'none')")  # fmt: skip
     chromium.run("dispatchEvent(new Event('beforeprint'))")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -140,7 +140,9 @@ class Context:
     ) -> list[Cell]:
         """A figure with its interval for each system, then the difference to each other one, in words too."""
         cells = [self.figure_cell(figures.get(system, Figure())) for system in systems]
-        cells += [self.difference_cell(differences.get(other, Difference()), higher_is_better) for other in compared]
+        for other in compared:
+            cell = self.difference_cell(differences.get(other, Difference()), higher_is_better)
+            cells.append(replace(cell, tone="muted") if other == "optimum" else cell)  # nobody can be better
         return cells
 
     def figure_cell(self, figure: Figure) -> Cell:

@@ -58,7 +58,7 @@ def verdict(context: Context) -> Section:
     reasons = found.reasons
     if not reasons and found.decision == "not judged":
         reasons = (
-            "No gate is configured, so nothing decides for or against this model; registry.gate in the config sets one.",
+            "No gate is configured, so nothing decides for or against this model; the config's registry.gate sets one.",
         )
     blocks: list[Block] = [Banner(title, tone, mark, counts, reasons, found.overridden)]
     open_ = [check for state in (False, None) for check in found.checks if check.passed is state]
@@ -104,10 +104,10 @@ def headline(context: Context) -> Section:
     tiles = [tile for tile in (_tile(context, target) for target in unique(row.target for row in shown)) if tile]
     section.blocks += [Tiles(tiles), _table(context, "Headline figures by target and metric", shown)]
     if len(shown) < len(context.report.figures):
-        everything = _table(context, "Every metric of every target", list(context.report.figures), whole=True)
-        section.blocks.append(
-            Fold(f"All {len(context.report.figures)} metrics, with how intervals were made", [everything])
-        )
+        rows = list(context.report.figures)
+        everything = _table(context, "Every metric of every target", rows, whole=True)
+        summary = f"All {len(rows)} metrics, with how intervals were made"
+        section.blocks.append(Fold(summary, [Items(_methods(rows)), everything]))
     return section
 
 
@@ -153,8 +153,7 @@ def _table(context: Context, caption: str, rows: list[FigureRow], *, whole: bool
     compared = known if whole else [other for other in known if other not in ("baseline", "optimum")] or known[:1]
     columns = [Column("Target"), Column("Metric"), *context.figure_columns(systems, compared)]
     if whole:
-        columns += [Column("Rows", number=True), Column("Positives", number=True), Column("Clusters", number=True)]
-        columns += [Column("Interval from")]
+        columns.append(Column("Rows", number=True))
     lines = []
     for row in rows:
         line = [
@@ -163,10 +162,19 @@ def _table(context: Context, caption: str, rows: list[FigureRow], *, whole: bool
             *context.figure_cells(row.systems, row.differences, row.higher_is_better, systems, compared),
         ]
         if whole:
-            line += [number(n, count) for n in (row.rows, row.positives, row.users)]
-            line += [Cell(row.method)]
+            parts = ((row.positives, "positive"), (row.users, "clusters"))
+            note = ", ".join(f"{count(n)} {name}" for n, name in parts if n is not None)
+            line.append(number(row.rows, count, note=note))
         lines.append(line)
     return Table(caption, columns, lines, heads=2)
+
+
+def _methods(rows: list[FigureRow]) -> list[str]:
+    """What made the intervals of which metrics."""
+    metrics: dict[str, list[str]] = {}
+    for row in rows:
+        metrics.setdefault(row.method, []).append(metric_name(row.metric))
+    return [f"{method}: {', '.join(unique(names))}" for method, names in metrics.items()]
 
 
 def know(context: Context, left_out: list[str]) -> Section:
