@@ -12,6 +12,7 @@ from recmtl.stages.evaluating import evaluate
 from recmtl.stages.job import Place, RunResult
 from recmtl.stages.predicting import predict
 from recmtl.stages.preparing import missing_input, prepare
+from recmtl.stages.promoting import history, promote, rollback
 from recmtl.stages.registering import sync
 from recmtl.stages.training import run, train
 
@@ -20,9 +21,12 @@ __all__ = [
     "Predictions",
     "RunResult",
     "evaluate",
+    "history",
     "missing_input",
     "predict",
     "prepare",
+    "promote",
+    "rollback",
     "run",
     "sync",
     "train",

@@ -24,7 +24,7 @@ from recmtl.stages.job import Job, RunResult, commit, open_job, report_place, ro
 from recmtl.stages.preparing import prepare
 from recmtl.stages.registering import register_job
 from recmtl.stages.reporting import CHAMPION, MODEL, Contender, Rows, Story, report_on
-from recmtl.tracking import RegistryConfig, redact, resolved, store_uri
+from recmtl.tracking import RegistryConfig, redact, resolved, store_uri, verdict_tags
 from recmtl.tracking.promotion import champion_of
 from recmtl.training import resolve_device
 
@@ -101,9 +101,8 @@ def evaluate_job(job: Job, *, champion: str | None = None) -> None:
         other, undecided = _champion(
             champion or config.evaluation.champion, config.registry, uri, stack, device, job.progress
         )
-        notes = []
         if other is not None and other.package.contents.digest == mine.package.contents.digest:
-            notes.append("The champion is this very model, so there is nobody to compare it with.")
+            undecided = "The champion is this very model, so there is nobody to compare it with."
             other = None
         story = Story(
             name=config.name,
@@ -112,7 +111,6 @@ def evaluate_job(job: Job, *, champion: str | None = None) -> None:
             history=metrics.get("history", ()),
             calibration=[Calibration.model_validate(line) for line in metrics.get("calibration", ())],
             fusion=Fusion.model_validate(metrics["fusion"]) if metrics.get("fusion") else None,
-            notes=notes,
             undecided=undecided,
         )
         report, record = report_on(
@@ -131,7 +129,7 @@ def evaluate_job(job: Job, *, champion: str | None = None) -> None:
         job.tracker.artifact(job.folder.path / name)
     steps = job.folder.detail("train")["steps"]
     job.tracker.metrics(dict(_figures(record, report)), step=steps)
-    job.tracker.tags({"recmtl.gate": report.verdict.decision})
+    job.tracker.tags(verdict_tags(report))
     job.folder.finish("evaluate", job.evaluated_how())
     write_up(job)
 

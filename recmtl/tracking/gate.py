@@ -37,7 +37,7 @@ __all__ = [
     "verdict_tags",
 ]
 
-MODEL, CHAMPION = "model", "champion"
+MODEL, CHAMPION, BASELINE = "model", "champion", "baseline"
 """Systems of a report."""
 MAIN = ("auc", "macro_auc", "rmse")
 """What ``main`` stands for: the first of these that a target has."""
@@ -221,14 +221,21 @@ class PackageChecks(Settings):
 
 
 class GateConfig(Settings):
-    """What a model must pass to be the champion. Left as it is: no task's main metric may be worse than the champion's
-    by more than 1 % of it, one must be significantly better, no guard may fail, and the package must work."""
+    """What a model must pass to be the champion.
+
+    Left as it is: no task's main metric may be worse than the baseline's, or than the champion's by more than 1 % of
+    it; one must be significantly better than the baseline's, and one than the champion's; no guard may fail, and the
+    package must work.
+    """
 
     compare: tuple[Compare, ...] = (Compare(metric="*.main", relative_loss=0.01),)
     """Against the champion; with no champion none of these is judged, and the other checks decide."""
     at_least_one_better: Literal["significantly", "on average", "no"] = "significantly"
     """Whether one of the comparisons over all rows must be better: significantly (p below 1 − confidence, corrected
     over them), or by its figure alone. Without it, small permitted losses add up from champion to champion."""
+    baseline: bool = True
+    """Whether no target's main metric may be significantly worse than the baseline's, which knows train's means alone,
+    and one must be significantly better; champion or not."""
     bounds: tuple[Bound, ...] = ()
     """Floors and ceilings, champion or not."""
     calibration: CalibrationBounds | None = None
@@ -333,6 +340,8 @@ class _Judged:
         for figure in report.figures:
             self._figures.setdefault(figure.target, {})[figure.metric] = figure
         self._compare(gate)
+        if gate.baseline:
+            self._baseline()
         for number, bound in enumerate(gate.bounds):
             for row in self._rows(bound, f"registry.gate.bounds.{number}"):
                 self._bound(bound, row)
@@ -474,6 +483,30 @@ class _Judged:
         )
 
     # Against numbers
+
+    def _baseline(self) -> None:
+        better = []
+        mains = {
+            target: next((metrics[name] for name in MAIN if name in metrics), None)
+            for target, metrics in self._figures.items()
+        }
+        shown = {target: row for target, row in mains.items() if row is not None and BASELINE in row.systems}
+        for target, row in shown.items():
+            name, difference = f"{target}.{row.metric}", row.differences.get(BASELINE)
+            model, baseline = row.systems.get(MODEL, Figure()).value, row.systems[BASELINE].value
+            if model is None or baseline is None or difference is None or not _interval(difference):
+                text = f"{name} against the baseline: there is no evidence, so it is not judged."
+                self._add(f"{name} vs baseline", "floor", None, text)
+                continue
+            low, high = _gain(difference, row.higher_is_better)
+            passed = True if low > 0 else False if high < 0 else None
+            better += [target] if passed else []
+            end = {True: "significantly better", False: "significantly worse", None: "nobody can tell which is better"}
+            text = f"{name}: {_number(model)} against the baseline's {_number(baseline)}: {end[passed]}."
+            self._add(f"{name} vs baseline", "floor", passed, text, value=model, bound=baseline)
+        if shown and not better:
+            text = "In no task is the model significantly better than the baseline, which knows train's means alone."
+            self._add("anything vs baseline", "floor", False, text)
 
     def _bound(self, bound: Bound, row: _Row) -> None:
         for limit, word, sign in ((bound.at_least, "at least", 1.0), (bound.at_most, "at most", -1.0)):

@@ -105,6 +105,40 @@ def test_better_is_corrected_for_the_number_of_tasks(figure_row: Row, make_repor
     assert judge(make_report(told, stars), GateConfig(), PACKAGE).decision == "promote"
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "passed", "decision"),
+    [
+        (0.01, 0.03, True, "promote"),
+        (-0.03, -0.01, False, "refuse"),
+        (-0.01, 0.03, None, "refuse"),  # nobody can tell, and there is no other task that would be better
+    ],
+)
+def test_a_model_must_be_worth_more_than_the_means(
+    figure_row: Row, make_report: Make, low: float, high: float, passed: bool | None, decision: str
+) -> None:
+    click = figure_row("click", "auc", 0.51)
+    beside = {
+        "systems": {**click.systems, "baseline": Figure(value=0.5)},
+        "differences": {"baseline": Difference(value=(low + high) / 2, low=low, high=high)},
+    }
+    report = make_report(click.model_copy(update=beside), champion=False)
+    verdict = judge(report, GateConfig(), PACKAGE)
+    assert verdict.decision == decision
+    assert only(verdict, "click.auc vs baseline").passed is passed
+    assert any(check.name == "anything vs baseline" for check in verdict.checks) is (passed is not True)
+    assert judge(report, GateConfig(baseline=False), PACKAGE).decision == "promote"
+
+
+def test_an_error_worth_less_than_the_means_is_higher(figure_row: Row, make_report: Make) -> None:
+    stars = figure_row("stars", "rmse", 1.1)
+    beside = {
+        "systems": {**stars.systems, "baseline": Figure(value=1.0)},
+        "differences": {"baseline": Difference(value=0.1, low=0.05, high=0.15)},
+    }
+    verdict = judge(make_report(stars.model_copy(update=beside), champion=False), GateConfig(), PACKAGE)
+    assert only(verdict, "stars.rmse vs baseline").passed is False
+
+
 def test_without_a_champion_the_absolute_checks_alone_decide(figure_row: Row, make_report: Make) -> None:
     report = make_report(figure_row("click", "auc", 0.72), champion=False)
     verdict = judge(report, GateConfig(), PACKAGE)
