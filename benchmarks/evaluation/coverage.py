@@ -1,6 +1,6 @@
 """Do the intervals hold the truth as often as they say? On a population whose truth is known.
 
-    python benchmarks/evaluation/coverage.py [--repetitions 1000] [--users 1000] [--draws 400] [--output FOLDER]
+    python benchmarks/evaluation/coverage.py [--repetitions 1000] [--users 1000] [--draws 200] [--output FOLDER]
 
 A population of users: each has a taste, a bias that the model does not see, and a number of rows, so that a user's rows
 are alike and intervals from independent rows would be too short. Three systems predict a frequent and a rare binary
@@ -19,7 +19,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -46,8 +46,10 @@ BOUNDS = (0.93, 0.97)
 METHODS = ("bootstrap", "influence", "rows alone")
 ERROR = {"model": 0.5, "twin": 0.5, "worse": 0.8}
 """Standard deviation of each system's own error, on the scale of the log-odds."""
-TRUTH_USERS = 400_000
-TRUTH_PARTS = 8
+TRUTH_USERS = 2_000_000
+TRUTH_PART = 50_000
+ROWS_ALONE = 300
+"""Repetitions in which intervals from independent rows are made as well: enough to see that they fail."""
 _Key = tuple[str, str]
 
 
@@ -108,9 +110,15 @@ def _values(users: int, seed: tuple[int, ...]) -> dict[str, dict[_Key, float]]:
     }
 
 
-def truth(users: int = TRUTH_USERS) -> dict[str, dict[_Key, float]]:
-    """System to (target, metric) to its value on a very large sample: a mean of parts, each itself large."""
-    parts = [_values(users // TRUTH_PARTS, (2, part)) for part in range(TRUTH_PARTS)]
+def truth(users: int = TRUTH_USERS, each: Callable[..., Iterable[Any]] = map) -> dict[str, dict[_Key, float]]:
+    """System to (target, metric) to its value on a very large sample: a mean of parts, each itself large.
+
+    Args:
+        users: of all parts together.
+        each: ``map``, or that of an executor.
+    """
+    size = min(users, TRUTH_PART)
+    parts = list(each(_values, *zip(*[(size, (2, part)) for part in range(users // size)], strict=True)))
     return {
         system: {key: float(np.mean([part[system][key] for part in parts])) for key in parts[0][system]}
         for system in ERROR
@@ -122,7 +130,7 @@ def repetition(number: int, users: int, draws: int) -> dict[str, list[tuple[_Key
     intervals.MAX_THREADS = 1  # the repetitions are what runs side by side
     scored = population(users, (1, number))
     found = {}
-    for method in METHODS:
+    for method in METHODS if number < ROWS_ALONE else METHODS[:2]:
         settings = IntervalsConfig(draws=draws, seed=number, bootstrap_rows=10**9 if method == "bootstrap" else 0)
         rows = scored
         if method == "rows alone":
@@ -144,13 +152,13 @@ def main() -> None:
     """Count, and print."""
     options = _options()
     started = time.time()
-    true = truth(options.truth_users)
     counts: dict[str, dict[_Key, dict[str, list[float]]]] = {method: {} for method in METHODS}
     headline: dict[_Key, bool] = {}
     with ProcessPoolExecutor(options.processes) as processes:
         jobs = [
             processes.submit(repetition, number, options.users, options.draws) for number in range(options.repetitions)
         ]
+        true = truth(options.truth_users, processes.map)
         for job in jobs:
             for method, lines in job.result().items():
                 for key, shown, (value, low, high), differences in lines:
@@ -242,7 +250,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=1000)
     parser.add_argument("--users", type=int, default=1000, help="of each sample; nine rows each on average")
-    parser.add_argument("--draws", type=int, default=400, help="of the bootstrap")
+    parser.add_argument("--draws", type=int, default=200, help="of the bootstrap")
     parser.add_argument("--truth-users", type=int, default=TRUTH_USERS)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, help="a folder for coverage.md and coverage.json")

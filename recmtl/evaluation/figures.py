@@ -31,7 +31,7 @@ from recmtl.evaluation.evaluate import (
     targets,
 )
 from recmtl.evaluation.external import BUCKET_ROWS, Stream, cluster_numbers, measure_stream
-from recmtl.evaluation.influence import difference_of, figure_of, spread
+from recmtl.evaluation.influence import Spread, difference_of, figure_of, spread
 from recmtl.evaluation.intervals import IntervalsConfig, Sample, bootstrap, clusters_of, interval, p_value
 from recmtl.evaluation.optimum import RANKING, Truth, share_of_attainable, true_predictions
 from recmtl.evaluation.score import Scored
@@ -65,11 +65,11 @@ _Source = Callable[[int, int], NDArray[np.floating]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of one system: its value, and what its error is made of (one of the two, or neither)."""
+    """A metric of one system: its value, and what its error is made of."""
 
     value: float | None
     draws: FloatArray | None = None
-    """(R,) the bootstrap's replicates; NaN where undefined."""
+    """(R,) the bootstrap's replicates, where that makes the interval; NaN where undefined."""
     pulls: FloatArray | None = None
     """(U,) the influence summed over the rows of each cluster."""
 
@@ -223,7 +223,7 @@ def _in_memory(systems: _Systems, tasks: Tasks, settings: IntervalsConfig) -> Me
             drawn = bootstrap(samples, clusters, replicates=settings.draws, seed=settings.seed)
             for (system, name), draws in drawn.items():
                 estimates[system][name] = replace(estimates[system][name], draws=draws)
-        elif settings.draws:
+        if settings.draws:
             for sample in samples:
                 for name in sample.metrics:
                     influence = METRICS[name].influences(sample.rows)
@@ -364,9 +364,9 @@ def _measured(
 
 
 def _figure(one: Estimate, metric: str, clusters: int, settings: IntervalsConfig) -> Figure:
-    if one.draws is not None:
-        return Figure(value=one.value, **_ends(one.draws, settings))
     error = None if one.pulls is None else spread(one.pulls, clusters)
+    if one.draws is not None:
+        return Figure(value=one.value, **_ends(one.draws, error, settings))
     return figure_of(one.value, error, METRICS[metric].scale, settings.confidence)
 
 
@@ -374,12 +374,12 @@ def _difference(model: Estimate, other: Estimate, clusters: int, settings: Inter
     if model.value is None or other.value is None:
         return Difference()
     value = model.value - other.value
-    if model.draws is not None and other.draws is not None:
-        draws = model.draws - other.draws
-        return Difference(value=value, p_value=p_value(draws), **_ends(draws, settings))
     error = None
     if model.pulls is not None and other.pulls is not None:
         error = spread(model.pulls - other.pulls, clusters)
+    if model.draws is not None and other.draws is not None:
+        draws = model.draws - other.draws
+        return Difference(value=value, p_value=p_value(draws, error), **_ends(draws, error, settings))
     return difference_of(value, error, settings.confidence)
 
 
@@ -388,17 +388,18 @@ def _share(model: Estimate, best: Estimate, clusters: int, settings: IntervalsCo
     value = share_of_attainable(model.value, best.value)
     if value is None or best.value is None:
         return Figure(value=value)
+    error = None
+    if model.pulls is not None and best.pulls is not None:
+        error = spread((model.pulls - value * best.pulls) / (best.value - 0.5), clusters)
     if model.draws is not None and best.draws is not None:
         reach = best.draws - 0.5
-        return Figure(value=value, **_ends((model.draws - 0.5) / np.where(reach > 0, reach, np.nan), settings))
-    if model.pulls is not None and best.pulls is not None:
-        pulls = (model.pulls - value * best.pulls) / (best.value - 0.5)
-        return figure_of(value, spread(pulls, clusters), "linear", settings.confidence)
-    return Figure(value=value)
+        draws = (model.draws - 0.5) / np.where(reach > 0, reach, np.nan)
+        return Figure(value=value, **_ends(draws, error, settings))
+    return figure_of(value, error, "linear", settings.confidence)
 
 
-def _ends(draws: FloatArray, settings: IntervalsConfig) -> dict[str, float]:
-    found = interval(draws, settings.confidence)
+def _ends(draws: FloatArray, error: Spread | None, settings: IntervalsConfig) -> dict[str, float]:
+    found = interval(draws, settings.confidence, error)
     return {} if found is None else {"low": found[0], "high": found[1]}
 
 

@@ -5,7 +5,11 @@ Estimating Uncertainty for Massive Data Streams; weighing rows would take a user
 not). It is the ordinary bootstrap without its one constraint, that the draws add up to the number of users; that makes
 each user's draws independent of how many others there are. A metric sees a replicate as weights. All systems and
 metrics see the same draws, so that differences are paired. The interval is the percentile one (Efron and Tibshirani
-1993, chapter 13). It says nothing about another training seed or another week of data.
+1993, chapter 13), its levels taken a little further out where the figure rests on few users (Hesterberg 2015, What
+Teachers Should Know About the Bootstrap, the expanded percentile interval): plain percentiles are too narrow there, by
+the factor of n − 1 against n and of the normal's quantile against Student's. How many users a figure rests on, the
+influence function says (:class:`recmtl.evaluation.influence.Spread`). The interval says nothing about another training
+seed or another week of data.
 """
 
 import math
@@ -19,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from recmtl.evaluation.influence import Spread
 from recmtl.metrics import METRICS, Examples
 from recmtl.metrics.base import Additive, ByCluster, FloatArray
 from recmtl.settings import Settings
@@ -163,12 +168,23 @@ def _keeps_users_whole(sample: Sample[Key]) -> bool:
     return bool(((group[1:] != group[:-1]) | (cluster[1:] == cluster[:-1])).all())
 
 
-def interval(replicates: FloatArray, confidence: float) -> tuple[float, float] | None:
-    """The percentile interval; None where the figure is undefined on more than one replicate in twenty."""
+def interval(replicates: FloatArray, confidence: float, error: Spread | None = None) -> tuple[float, float] | None:
+    """The percentile interval; None where the figure is undefined on more than one replicate in twenty.
+
+    Args:
+        replicates: (R,) the figure on each draw.
+        confidence: of the interval.
+        error: how the clusters pull at the figure: expands the percentiles by how few they are; None: plain ones.
+    """
     defined = replicates[np.isfinite(replicates)]
     if defined.size < 2 or defined.size < 0.95 * replicates.size:
         return None
-    low, high = np.quantile(defined, ((1 - confidence) / 2, (1 + confidence) / 2))
+    level = (1 - confidence) / 2
+    if error is not None and error.clusters > 1:
+        from scipy.special import ndtr, stdtrit
+
+        level = float(ndtr(stdtrit(error.freedom, level) * math.sqrt(error.clusters / (error.clusters - 1))))
+    low, high = np.quantile(defined, (level, 1 - level))
     return float(low), float(high)
 
 
@@ -178,14 +194,20 @@ def paired(replicates: Mapping[tuple[Key, str], FloatArray], one: Key, other: Ke
     return difference
 
 
-def p_value(differences: FloatArray) -> float | None:
+def p_value(differences: FloatArray, error: Spread | None = None) -> float | None:
     """Two-sided, of no difference, from paired replicates; None where they have no interval.
 
     Twice the share of draws on the rarer side of 0, one draw added to either (Davison and Hinkley 1997, section 4.2.5),
-    so that it is never 0 and agrees with the percentile interval: below 1 − confidence where that leaves out 0.
+    so that it is never 0, and expanded as the interval is: below 1 − confidence where that leaves out 0.
     """
     defined = differences[np.isfinite(differences)]
     if defined.size < 2 or defined.size < 0.95 * differences.size:
         return None
     rarer = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    return min(1.0, 2 * (rarer + 1) / (defined.size + 1))
+    one_sided = min(0.5, (rarer + 1) / (defined.size + 1))
+    if error is not None and error.clusters > 1:
+        from scipy.special import ndtri, stdtr
+
+        there = float(ndtri(one_sided)) * math.sqrt((error.clusters - 1) / error.clusters)
+        one_sided = float(stdtr(error.freedom, there))
+    return 2 * one_sided

@@ -28,6 +28,5 @@ NORMALISED_ENTROPY = Metric(
     kinds=("binary",),
     higher_is_better=False,
     meaning="log loss divided by that of the positive rate of the same rows; below 1 is better than the rate",
-    scale="log",
     additive=Additive(_terms, _finish),
 )

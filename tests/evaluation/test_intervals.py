@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from recmtl.evaluation import intervals
+from recmtl.evaluation.influence import spread
 from recmtl.evaluation.intervals import Sample, bootstrap, clusters_of, interval, p_value, paired, poisson_weights
 from recmtl.metrics import METRICS, Examples, metrics_for
 
@@ -169,3 +170,16 @@ def test_p_value():
     assert p_value(np.linspace(-1, 1, 100)) == 1
     assert p_value(np.append(np.ones(9), np.nan)) is None
     assert p_value(np.empty(0)) is None
+
+
+def test_few_users_widen_the_percentiles():
+    draws = np.random.default_rng(0).normal(0, 1, 200_000)
+    few, many = spread(np.array([1.0, -1.0] * 5)), spread(np.array([1.0, -1.0] * 50_000))
+    assert interval(draws, 0.95, many) == pytest.approx(interval(draws, 0.95), abs=0.01)
+    low, high = interval(draws, 0.95, few)
+    assert high == pytest.approx(stats.t.ppf(0.975, 9) * np.sqrt(10 / 9), abs=0.03)
+    assert low == pytest.approx(-high, abs=0.05)
+    shifted = draws + 2.2
+    assert p_value(shifted, few) == pytest.approx(2 * stats.t.sf(2.2 * np.sqrt(9 / 10), 9), rel=0.02)
+    assert p_value(shifted) < 0.03 < 0.05 < p_value(shifted, few)
+    assert p_value(draws, few) == pytest.approx(1, abs=0.02)
