@@ -469,7 +469,7 @@ def _notes(tallies: Mapping[tuple[str, str], _Tally], by: By, config: RankingCon
     found = {}
     for (_, objective), tally in tallies.items():
         found[objective] = (
-            f"ranking of {objective} by {by}: {tally.lists - tally.barren:,} lists; left out are {tally.short:,} with "
-            f"fewer than {config.smallest_list} observed rows and {tally.barren:,} in which nothing is gained"
+            f"Ranking of {objective} by {by}: {tally.lists - tally.barren:,} lists; left out are {tally.short:,} with "
+            f"fewer than {config.smallest_list} observed rows and {tally.barren:,} in which nothing is gained."
         )
     return tuple(found.values())

@@ -217,8 +217,8 @@ class _Cut:
         for number, part in enumerate(found):
             if np.isfinite(self._share[number]):
                 self.notes.append(
-                    f"slice {self._column.name} = {self._column.labels[number]}, {self._target.key}: judged on "
-                    f"{part.rows:,} of its {self._rows[number]:,} rows, those of a sample of its users"
+                    f"Slice {self._column.name} = {self._column.labels[number]}, {self._target.key}: judged on "
+                    f"{part.rows:,} of its {self._rows[number]:,} rows, those of a sample of its users."
                 )
         return [
             replace(

@@ -191,8 +191,8 @@ def test_lists_without_a_hit_are_left_out_and_counted():
     assert row.groups == 2
     assert row.systems["model"].value == pytest.approx((1 + 1 / 2) / 2)
     assert found.notes == (
-        "ranking of click by request: 2 lists; left out are 1 with fewer than 2 observed rows and 1 in which nothing "
-        "is gained",
+        "Ranking of click by request: 2 lists; left out are 1 with fewer than 2 observed rows and 1 in which nothing "
+        "is gained.",
     )
     some = ranking(
         {"model": scored}, tasks, np.where(groups == 2, -1, groups).astype(np.int32), "request", RankingConfig()

@@ -147,7 +147,7 @@ def test_a_slice_beyond_memory_is_judged_on_whole_users_and_says_so(systems, tas
     columns = columns_for(900)[:1]
     whole = {(row.value, row.target): row for row in slice_rows(systems, tasks, columns, CONFIG).rows}
     found = slice_rows(systems, tasks, columns, CONFIG.model_copy(update={"sample_rows": 200}), memory_rows=500)
-    assert any(note.startswith("slice lopsided = a, click: judged on ") for note in found.notes)
+    assert any(note.startswith("Slice lopsided = a, click: judged on ") for note in found.notes)
     for row in found.rows:
         same = whole[row.value, row.target]
         assert (row.rows, row.users, row.positives, row.small) == (same.rows, same.users, same.positives, same.small)
