@@ -281,6 +281,7 @@ def test_another_job_begins_anew(package: Package, many: Path, tmp_path: Path) -
     assert pl.read_parquet(out / "*.parquet").height == 3000
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_named_and_nothing_is_lost(
     package: Package, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,7 +338,9 @@ def test_the_best_of_each_group(
     package: Package, many: Path, tmp_path: Path, by: str, column: str, rows_per_part: int
 ) -> None:
     score(package, many, tmp_path / "all", extra_keys=["note", "age"])
-    done = score(package, many, tmp_path / "out", top_k=4, by=by, score="purchase", rows_per_part=rows_per_part)
+    shown = Silent()
+    options: dict[str, Any] = {"by": by, "score": "purchase", "rows_per_part": rows_per_part, "progress": shown}
+    done = score(package, many, tmp_path / "out", top_k=4, **options)
     parts = [pl.read_parquet(path) for path in sorted(done.folder.iterdir())]
     frame = pl.concat(parts)
     everything = pl.read_parquet(tmp_path / "all" / "*.parquet")
@@ -345,6 +348,9 @@ def test_the_best_of_each_group(
     assert done.kept == frame.height
     assert done.rows == 3000
     assert frame.schema["rank"] == pl.Int32
+    missing = everything[column].null_count()
+    assert shown.warnings == ([f"--by {column}: {missing} rows have no {column} and are left out"] if missing else [])
+    assert pl.read_parquet_metadata(done.folder / "part-00000.parquet").keys() <= {"ARROW:schema"}
     if rows_per_part == 100 and by == "user":
         assert len(parts) > 1
 

@@ -61,11 +61,11 @@ class Encoder:
         """Encode raw rows; see :func:`encode`."""
         types = frame.collect_schema()
         read = tuple(types.get(column) for column in self._schema.columns)
-        if read not in self._made:
-            if len(self._made) == _KEPT:
+        columns = self._made.get(read)
+        if columns is None:  # several threads may make the same
+            if len(self._made) >= _KEPT:
                 self._made.clear()
-            self._made[read] = self._columns(types)
-        columns = self._made[read]
+            columns = self._made[read] = self._columns(types)
         return frame.with_columns(**columns).select(*columns)
 
     def _columns(self, types: pl.Schema) -> dict[str, pl.Expr]:

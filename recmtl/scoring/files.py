@@ -30,7 +30,7 @@ from recmtl.fusion import SCORE
 from recmtl.package import Package, verify_package
 from recmtl.progress import Progress
 from recmtl.scoring.inputs import Piece, Source, cut, look_at
-from recmtl.scoring.pieces import Job, Scorer, cores, part_name, write_part
+from recmtl.scoring.pieces import Job, Scorer, cores, groupless_of, part_name, write_part
 from recmtl.scoring.ranking import RANK, TopK, cuts, ranked, stretch
 from recmtl.scoring.workers import score_in_processes
 
@@ -190,6 +190,9 @@ def _rank(job: Job, top: TopK, pieces: Sequence[Piece], rows_per_part: int, fold
     """Parts of the output from the best rows of all pieces."""
     folder.mkdir(exist_ok=True)
     scored = [job.folder / part_name(piece.number) for piece in pieces]
+    groupless = sum(groupless_of(path) for path in scored)
+    if groupless:
+        progress.warn(f"--by {top.by}: {groupless:,} rows have no {top.by} and are left out")
     between = cuts(scored, top, rows_per_part)
     with progress.bar("ranking", len(between) + 1, "parts") as bar:
         for number in range(len(between) + 1):

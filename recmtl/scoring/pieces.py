@@ -23,10 +23,11 @@ from recmtl.scoring.inputs import Piece, Source, frames
 from recmtl.scoring.ranking import TopK, best
 from recmtl.settings import Settings
 
-__all__ = ["Job", "Scorer", "cores", "part_name", "write_part"]
+__all__ = ["Job", "Scorer", "cores", "groupless_of", "part_name", "write_part"]
 
 _GROUP_ROWS = 65536
 """Rows of a row group of the output: what a reader takes at once."""
+_GROUPLESS = b"recmtl.groupless"
 _SORTED_GROUP_ROWS = 8192
 """The same where a reader looks for stretches of keys."""
 
@@ -75,8 +76,9 @@ class Scorer:
         if self._job.top is None:
             write_part(path, rows)
         else:
-            kept = best(pl.concat(list(rows)), self._job.top)
-            write_part(path, [kept], row_group_rows=_SORTED_GROUP_ROWS)
+            whole = pl.concat(list(rows))
+            groupless = whole[self._job.top.by].null_count()
+            write_part(path, [best(whole, self._job.top)], row_group_rows=_SORTED_GROUP_ROWS, groupless=groupless)
 
     def _scored(self, piece: Piece, done: Callable[[int], None]) -> Iterator[pl.DataFrame]:
         """Keys and predictions, batch by batch, in order."""
@@ -114,13 +116,28 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def write_part(path: Path, frames: Iterator[pl.DataFrame] | Sequence[pl.DataFrame], row_group_rows: int = 0) -> None:
-    """Write frames of the same columns, a row group each or cut up further; the file appears when it is whole."""
+def write_part(
+    path: Path,
+    frames: Iterator[pl.DataFrame] | Sequence[pl.DataFrame],
+    *,
+    row_group_rows: int = 0,
+    groupless: int | None = None,
+) -> None:
+    """Write frames of the same columns; the file appears when it is whole.
+
+    Args:
+        path: of the file.
+        frames: a row group each, or more.
+        row_group_rows: how many rows a row group has at most.
+        groupless: a number to note in the file, for :func:`groupless_of`.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         writer: pq.ParquetWriter | None = None
         for frame in frames:
             table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+            if groupless is not None:
+                table = table.replace_schema_metadata({_GROUPLESS: str(groupless)})
             writer = writer or pq.ParquetWriter(unfinished, table.schema)
             writer.write_table(table, row_group_size=row_group_rows or None)
         assert writer is not None
@@ -130,6 +147,11 @@ def write_part(path: Path, frames: Iterator[pl.DataFrame] | Sequence[pl.DataFram
         unfinished.rename(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def groupless_of(path: Path) -> int:
+    """How many rows a part left out because they belong to no group."""
+    return int((pq.read_schema(path).metadata or {}).get(_GROUPLESS, b"0"))
 
 
 def _grouped(frames: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:
