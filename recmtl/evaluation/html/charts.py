@@ -179,7 +179,15 @@ def xy_chart(
         if log_x:
             x = logarithmic([*xs, *x_include], left, width - right)
         else:
-            x = linear(xs, left, width - right, count=fit + x_whole, include=x_include, whole=x_whole, nice=not x_whole)
+            x = linear(
+                xs,
+                left,
+                width - right,
+                count=fit + 1 if x_whole else fit,
+                include=x_include,
+                whole=x_whole,
+                nice=not x_whole,
+            )
         plot = _Plot(width, whole, x, y)
         dots = [dot for one in shown for dot in _along(plot, one)]
         plot.parts += _axes(plot, x_name, y_name)
@@ -229,16 +237,18 @@ def _diagonal(plot: _Plot, name: str) -> Markup:
 
 
 def _across(plot: _Plot, name: str, level: float, dots: Sequence[_Pixel]) -> Iterator[Markup]:
-    """A line across, with its name where the fewest points are."""
+    """A line across, with its name where it hides no point; where there is no such place, as a tooltip alone."""
     x, at = plot.x, plot.y(level)
     title = element("title", name) if name else None
     yield element("path", title, class_="guide", d=f"M{x.start:.1f} {at:.1f}H{x.end:.1f}")
     if name:
         width = text_width(name, 11)
         tops = [at - 16] + ([at + 3] if at + 18 < plot.y.start else [])
-        places = [(left, top) for left in (x.end - width - 2, x.start + 4) for top in tops]
+        room = x.end - width - 2
+        places = [(max(x.start + 4, room - step * (room - x.start) / 8), top) for step in range(9) for top in tops]
         left, top = min(places, key=lambda place: _crowd(dots, place[0] - 2, place[1], width + 4, 14))
-        yield _text(name, left, top + 11, "small halo")
+        if not _crowd(dots, left, top + 2, width, 10):
+            yield _text(name, left, top + 11, "small halo")
 
 
 def _crowd(dots: Sequence[_Pixel], left: float, top: float, width: float, height: float) -> int:

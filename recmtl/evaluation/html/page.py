@@ -7,12 +7,13 @@ their hashes; texts from outside are escaped by the template.
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from recmtl.evaluation.html.palette import HEAT_STEPS, SERIES, css
 from recmtl.evaluation.html.sections import sections
@@ -59,9 +60,20 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["instant"] = instant
+    environment.filters |= {"instant": instant, "prose": _prose, "digest": _digest}
     environment.globals["kind_of"] = lambda block: type(block).__name__
     return environment.get_template("page.html.j2")
+
+
+def _prose(text: str) -> Markup:
+    """A sentence, with `these` as code; markup stays as it is."""
+    found = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(found)  # noqa: S704 - escaped before
+
+
+def _digest(origin: str) -> str:
+    """Where a model is from; of a long hash the start, as version control shows it."""
+    return origin.removeprefix("sha256:")[:12] if re.fullmatch(r"(?:sha256:)?[0-9a-f]{40,}", origin) else origin
 
 
 def _styles() -> Iterator[str]:

@@ -39,6 +39,7 @@ _NAMES = {
     "pr_auc": "PR-AUC",
     "user_auc": "User AUC",
     "macro_auc": "Macro AUC",
+    "auc_by_rows": "AUC by rows",
     "log_loss": "Log loss",
     "normalised_entropy": "Normalised entropy",
     "calibration": "Calibration ratio",

@@ -251,6 +251,35 @@ def test_the_words_of_the_verdict(full: Report, page: str) -> None:
     assert "the fair is on" in forced
 
 
+def test_code_in_sentences_and_long_hashes(full: Report) -> None:
+    origin = "0123456789abcdef" * 4
+    about = full.about.model_copy(update={"models": {"model": origin}})
+    verdict = Verdict(decision="refuse", reasons=("set `a.b<c` and `d`",))
+    text = render(full.model_copy(update={"about": about, "verdict": verdict, "slices": (), "curves": ()}))
+    assert "set <code>a.b&lt;c</code> and <code>d</code>" in text
+    assert f'<code title="{origin}">0123456789ab</code>' in text
+
+
+def test_curves_begin_where_they_have_settled(full: Report) -> None:
+    """The first rows throw precision from 0 to 1: they are not drawn."""
+    x = (0.0, 0.001, 0.002, 0.2, 0.6, 1.0)
+    curves = tuple(
+        Curve(kind=k, target="click", system="model", x=x, y=(0.0, 25.0, 9.0, 3.0, 2.0, 1.0)) for k in ("pr", "lift")
+    )
+    text = render(full.model_copy(update={"curves": curves, "slices": ()}))
+    for title in ("Precision and recall of click", "Lift of click"):
+        svg = re.search(rf"<title>{title}</title>.*?</svg>", text, re.S)
+        assert svg is not None
+        line = re.search(r'class="l l0" d="([^"]+)"', svg[0])
+        assert line is not None
+        assert line[1].count("L") == 2
+
+
+def test_the_glossary_explains_what_is_ranked(full: Report, bare: Report) -> None:
+    assert "Mean, over lists, of one over the place of the first positive." in render(full)
+    assert "over lists" not in render(bare)
+
+
 def test_figures_on_validation_are_said_to_flatter(full: Report, page: str) -> None:
     about = full.about.model_copy(update={"split": "validation"})
     text = render(full.model_copy(update={"about": about, "slices": (), "curves": (), "importance": ()}))

@@ -12,8 +12,14 @@ from recmtl.findings import Difference, Figure, FigureRow, Report
 
 __all__ = ["MARKS", "TONES", "Context", "first", "number", "unique"]
 
-_NAMES = {"model": "This model", "champion": "Champion", "baseline": "Baseline", "optimum": "Optimum"}
-_STYLES = {"model": 0, "champion": 1, "baseline": 2, "optimum": 3}
+_NAMES = {
+    "model": "This model",
+    "champion": "Champion",
+    "baseline": "Baseline",
+    "optimum": "Optimum",
+    "calibrated": "This model, calibrated",
+}
+_STYLES = {"model": 0, "champion": 1, "baseline": 2, "optimum": 3, "calibrated": 7}
 
 TONES: dict[Outcome, Tone] = {
     "better": "good",
@@ -37,15 +43,18 @@ class Context:
 
     @cached_property
     def systems(self) -> tuple[str, ...]:
-        """In the order of the report; any that only the figures know come last."""
-        named = [system for row in self.report.figures for system in row.systems]
+        """In the order of the report; any that it does not list come last."""
+        report = self.report
+        named = [system for row in report.figures for system in row.systems]
+        named += [system for ranked in report.ranking for system in ranked.systems]
+        named += [curve.system for curve in report.curves]
         return tuple(unique([*self.report.about.systems, *named]))
 
     @cached_property
     def styles(self) -> Mapping[str, int]:
         """System → the style of its lines."""
         others = [system for system in self.systems if system not in _STYLES]
-        return _STYLES | {system: 4 + index % 4 for index, system in enumerate(others)}
+        return _STYLES | {system: 4 + index % 3 for index, system in enumerate(others)}
 
     @cached_property
     def targets(self) -> tuple[str, ...]:

@@ -44,6 +44,14 @@ __all__ = ["config", "cost", "data", "drift", "fusion", "glossary", "guards"]
 
 _LITTLE, _MUCH = 0.1, 0.25
 """Of the population stability index: what :class:`recmtl.findings.FeatureDrift` says of it."""
+_RANKED = {
+    "ndcg": "Gains of the first k rows of a list, each divided by the logarithm of its place, over the highest "
+    "possible (Järvelin and Kekäläinen 2002); 1 is the best order.",
+    "map": "Mean, over lists, of the precision at each positive among the first k rows; 1 is the best order.",
+    "recall": "Share of a list's positives that are among its first k rows.",
+    "mrr": "Mean, over lists, of one over the place of the first positive.",
+    "auc_by_rows": "AUC within each list, averaged with the lists' rows as weights.",
+}
 _BARS = 15
 """Features of a chart."""
 _CHOICES = 300
@@ -146,7 +154,7 @@ def _drift(found: Drift, title: str) -> Iterator[Block]:
             f.feature,
             f.psi,
             style=_psi(f)[3],
-            text=f"{f.psi:.3f}" + (f" {_psi(f)[0]}" if f.psi >= _LITTLE else ""),
+            text=_psi_text(f.psi),
             note=f"{f.feature}: PSI {num(f.psi)} {_psi(f)[0]}",
         )
         for f in ranked
@@ -203,6 +211,11 @@ def _drift(found: Drift, title: str) -> Iterator[Block]:
         yield Fold(
             f"All {len(ranked)} features", [Table(f"Drift of features: {title}", columns, lines, quiet=True), *more]
         )
+
+
+def _psi_text(psi: float) -> str:
+    text = "< 0.001" if psi < 0.0005 else f"{psi:.3f}"
+    return text if psi < _LITTLE else f"{text} {'some' if psi <= _MUCH else 'much'}"
 
 
 def _psi(feature: FeatureDrift) -> tuple[str, Tone, str, int]:
@@ -354,6 +367,8 @@ def glossary(context: Context) -> Section:
     report = context.report
     section = Section("glossary", "Glossary")
     facts = [(metric_name(metric), f"{meaning[:1].upper()}{meaning[1:]}.") for metric, meaning in report.legend.items()]
+    ranked = unique(row.metric for row in report.ranking if row.metric not in report.legend)
+    facts += [(metric_name(metric), _RANKED[metric]) for metric in ranked if metric in _RANKED]
     known = {
         "baseline": "Predicts the training mean for every row.",
         "optimum": "The truth of the synthetic log, on the same rows: what no model can beat but by luck.",

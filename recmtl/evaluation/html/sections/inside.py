@@ -89,7 +89,7 @@ def gates(context: Context) -> Section:
         )
     for layer in unique(row.layer for row in rows):
         mine = [row for row in rows if row.layer == layer]
-        top = max(0.2, *(weight for row in mine for weight in row.mean))
+        top = max(0.5, *(weight for row in mine for weight in row.mean))
         whole = [row for row in mine if row.slice is None]
         charts: list[Block] = [Charts([_gate_map(whole, f"{plain(layer)}: all rows", top)])] if whole else []
         parts: list[Block] = []

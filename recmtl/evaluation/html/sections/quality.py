@@ -1,7 +1,6 @@
 """How good the predictions are: calibration, ROC, precision and recall, lift, ranking, coverage, coherence."""
 
 import math
-from dataclasses import replace
 
 from markupsafe import Markup
 
@@ -14,6 +13,8 @@ from recmtl.findings import Curve, Report
 
 __all__ = ["calibration", "coherence", "discrimination", "legend", "ranking"]
 
+_SETTLED = 0.005
+"""Share of the rows, or of the positives, from which precision and lift are drawn."""
 _LOG_FROM = 30.0
 """Ratio of the largest to the smallest bin from which a reliability chart has logarithmic axes."""
 
@@ -125,9 +126,13 @@ def discrimination(context: Context) -> Section:
         "pr": (
             "Precision and recall",
             "Of the rows ranked first, how many are positive, and how many of all positives are among them. The dashed "
-            "line is the share of positives.",
+            "line is the share of positives. The first half per cent, where a few rows decide, is left out.",
         ),
-        "lift": ("Lift", "How many times more positives than on average are among the rows ranked first."),
+        "lift": (
+            "Lift",
+            "How many times more positives than on average are among the rows ranked first. The first half per cent, "
+            "where a few rows decide, is left out.",
+        ),
     }
     for kind, curves in kinds.items():
         if curves:
@@ -146,15 +151,9 @@ def _curve(context: Context, report: Report, kind: str, target: str, curves: lis
     for curve in mine:
         name = context.name(curve.system)
         value = None if metric is None else context.overall(target, metric, curve.system)
-        series.append(
-            Series(
-                name,
-                curve.x,
-                curve.y,
-                context.style(curve.system),
-                legend=name if value is None else f"{name} {num(value)}",
-            )
-        )
+        text = name if value is None else f"{name} {num(value)}"
+        x, y = (curve.x, curve.y) if kind == "roc" else _settled(curve)
+        series.append(Series(name, x, y, context.style(curve.system), legend=text))
         if value is not None:
             facts.append(f"{name}: {metric_name(metric or '')} {num(value)}")
         elif curve.x:
@@ -176,13 +175,11 @@ def _curve(context: Context, report: Report, kind: str, target: str, curves: lis
             diagonal="chance",
         )
     if kind == "pr":
-        high = max((y for c in mine for x, y in zip(c.x, c.y, strict=True) if x >= 0.005), default=1.0)
-        kept = [replace(one, y=[min(y, high) for y in curve.y]) for one, curve in zip(series, mine, strict=True)]
         guide = {} if rate is None else {f"share of positives {num(rate)}": rate}
         return xy_chart(
             f"Precision and recall of {target}",
             said,
-            kept,
+            series,
             x_name="recall",
             y_name="precision",
             caption=target,
@@ -201,6 +198,14 @@ def _curve(context: Context, report: Report, kind: str, target: str, curves: lis
         y_include=(0.0,),
         horizontals={"all rows": 1.0},
     )
+
+
+def _settled(curve: Curve) -> tuple[list[float], list[float]]:
+    """The line without its very start, where a few rows throw it up and down."""
+    points = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if x >= _SETTLED]
+    if len(points) < 2:
+        points = list(zip(curve.x, curve.y, strict=True))
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def ranking(context: Context) -> Section:
@@ -266,7 +271,7 @@ def coherence(context: Context) -> Section:
         return section
     section.lead = "Things that cannot be true together, and on how many rows they are all the same."
     lines = []
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.rows == 0):
         never = row.rows == 0
         state = (
             Cell("never", sort=0, tone="good", mark="✓") if never else Cell("happens", sort=1, tone="warn", mark="!")
