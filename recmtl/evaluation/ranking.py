@@ -19,7 +19,7 @@ through in blocks of whole users, whose sums are all that is kept: 50 million ro
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,7 @@ class RankingConfig(Settings):
 
     by: Literal["auto", "request", "user"] = "auto"
     """What makes a list. auto: the request, where at least half of the rows share theirs with others; else the user."""
-    ks: tuple[int, ...] = Field(default=(5, 10), min_length=1)
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(5, 10), min_length=1)
     """How many rows from the top count: NDCG@k, MAP@k, recall@k, and coverage."""
     score: str | None = None
     """The prediction column that sorts the rows for every objective. By default the fused score does, where the model
@@ -67,6 +67,22 @@ class RankingConfig(Settings):
     relevant_from: dict[str, float] = {}
     """Ordinal or regression task to the smallest label that counts as a hit (4 of 5 stars); a task of these kinds that
     is not named has NDCG alone."""
+
+    def check(self, tasks: Tasks) -> None:
+        """Refuse names that these tasks do not have.
+
+        Raises:
+            UserError: ``score`` is no prediction column, or ``relevant_from`` names no ordinal or regression task.
+        """
+        columns = [column for name in tasks for column in tasks.prediction_columns(name)]
+        if self.score is not None and self.score not in columns:
+            raise UserError(f"evaluation.ranking.score: no prediction column {_called(self.score, columns)}")
+        rated = [name for name, task in tasks.items() if task.kind in ("ordinal", "regression")]
+        for name in self.relevant_from:
+            if name not in rated:
+                raise UserError(
+                    f"evaluation.ranking.relevant_from: no ordinal or regression task {_called(name, rated)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -161,6 +177,12 @@ def gains(task: Task, label: NDArray[np.floating]) -> FloatArray:
     return np.asarray(np.maximum(label, 0), np.float64)
 
 
+def _called(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    told = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known) or 'none'}"
+    return f"is called {name!r}; {told}"
+
+
 class _Scoring(NamedTuple):
     """One way to sort the rows."""
 
@@ -182,9 +204,7 @@ def _scorings(
         found = [_Scoring(config.score, predicted(config.score), objectives)]
         if not found[0].systems:
             known = list(next(iter(systems.values())).predictions)
-            near = difflib.get_close_matches(config.score, known, n=1, cutoff=0.5)
-            told = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise UserError(f"evaluation.ranking.score: no prediction column is called {config.score!r}; {told}")
+            raise UserError(f"evaluation.ranking.score: no prediction column {_called(config.score, known)}")
     else:
         found = [_Scoring(FUSED, {system: fused[system] for system in systems if system in fused}, objectives)]
         found += [_Scoring(name, predicted(tasks.prediction_columns(name)[0]), (name,)) for name in objectives]

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from recmtl.errors import UserError
 from recmtl.etl.slicing import ItemCodes
@@ -276,3 +277,17 @@ def test_users_aucs_weighted_by_rows_are_the_metric_user_auc():
 
 def some_of(rows, kept):
     return Examples(rows.prediction[kept], rows.label[kept])
+
+
+def test_names_are_checked_against_the_tasks():
+    RankingConfig(score="buy_given_click", relevant_from={"stars": 4}).check(TASKS)
+    with pytest.raises(
+        UserError, match=r"ranking\.score: no prediction column is called 'clicks'; did you mean 'click'"
+    ):
+        RankingConfig(score="clicks").check(TASKS)
+    with pytest.raises(
+        UserError, match=r"relevant_from: no ordinal or regression task is called 'buy'; there is stars"
+    ):
+        RankingConfig(relevant_from={"buy": 1}).check(TASKS)
+    with pytest.raises(ValidationError):
+        RankingConfig(ks=(0,))
