@@ -127,6 +127,7 @@ def ranking(
     scorings = _scorings(tasks, config, systems, fused)
     objectives = {name: task for name, task in tasks.items() if task.kind != "multiclass"}
     some = next(iter(systems.values()))
+    assert len(groups) == len(some), "a group for every row"
     tallies: dict[tuple[str, str], _Tally] = {
         (scoring.name, objective): _Tally(_metrics(objectives[objective], config), list(scoring.systems))
         for scoring in scorings

@@ -70,6 +70,7 @@ def slice_rows(
             for temporary files.
     """
     model = next(iter(systems.values()))
+    assert all(len(column.codes) == len(model) for column in columns), "a code for every row"
     rows: list[SliceRow] = []
     notes: list[str] = []
     if len(model) <= memory_rows:
