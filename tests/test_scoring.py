@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from recmtl.calibration import Calibrations, Platt, TargetCalibration
 from recmtl.errors import RunError, UserError
-from recmtl.package import Package, load_package
+from recmtl.fusion import Fusion
+from recmtl.package import Package, load_package, with_calibration, with_fusion
 from recmtl.progress import Silent
 from recmtl.scoring import predict_files
 
@@ -355,20 +358,32 @@ def test_the_best_of_each_group(
         assert len(parts) > 1
 
 
-def test_a_fused_score_is_what_a_top_k_sorts_by(
-    package: Package, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_fused_score_is_what_a_top_k_sorts_by_and_calibration_is_applied_when_asked(
+    saved: Path, many: Path, tmp_path: Path
 ) -> None:
-    plain = Package.predict
-
-    def fused(self: Package, frame: pl.DataFrame, **arguments: Any) -> pl.DataFrame:
-        return plain(self, frame, **arguments).with_columns((-pl.col("click")).alias("score"))
-
-    monkeypatch.setattr(Package, "predict", fused)
-    score(package, many, tmp_path / "out", top_k=1, columns=["stars"])
+    folder = Path(shutil.copytree(saved, tmp_path / "package"))
+    curve = Platt(slope=0.5, intercept=-0.3)
+    with_calibration(folder, Calibrations(targets={"click": TargetCalibration(curve=curve)}, fitted_on="validation"))
+    with_fusion(folder, Fusion(formula="stars**a / (click + 0.1)**b", weights={"a": 0.5, "b": 2.0}))
+    package = load_package(folder)
+    score(package, many, tmp_path / "out", top_k=1, columns=["click"], calibrated=True, workers=2)
     frame = pl.read_parquet(tmp_path / "out" / "*.parquet")
-    assert frame.columns == ["user_id", "item_id", "note", "stars", "score", "rank"]
-    lowest = -plain(package, pl.read_parquet(many / "*.parquet").filter(pl.col("user_id") == 0))["click"].min()
-    assert frame["score"][0] == pytest.approx(lowest, rel=1e-5)
+    assert frame.columns == ["user_id", "item_id", "note", "click", "score", "rank"]
+    rows = pl.read_parquet(many / "*.parquet")
+    scored = rows.hstack(package.predict(rows, calibrated=True)).filter(pl.col("user_id").is_not_null())
+    best = scored.sort("user_id", "score", descending=[False, True]).group_by("user_id", maintain_order=True).first()
+    assert frame["user_id"].to_list() == best["user_id"].to_list()
+    np.testing.assert_allclose(frame["score"], best["score"], rtol=1e-5)
+    np.testing.assert_allclose(
+        frame["click"], scored["click"].gather(_places(frame["note"], scored["note"])), rtol=1e-5
+    )
+    raw = package.predict(rows)["click"].to_numpy()
+    assert not np.allclose(scored["click"].to_numpy()[:100], raw[:100], rtol=1e-3)
+
+
+def _places(wanted: pl.Series, among: pl.Series) -> list[int]:
+    where = {value: place for place, value in enumerate(among)}
+    return [where[value] for value in wanted]
 
 
 def test_mistakes_about_the_best(package: Package, many: Path, tmp_path: Path) -> None:
