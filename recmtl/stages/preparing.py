@@ -4,6 +4,7 @@ from pathlib import Path
 
 from recmtl.config import RunConfig
 from recmtl.errors import UserError
+from recmtl.etl.days import prepare_day
 from recmtl.etl.prepare import Prepared
 from recmtl.etl.prepare import prepare as prepare_data
 from recmtl.etl.sources import SOURCES
@@ -32,6 +33,16 @@ def prepare(config: RunConfig, *, output: Path | None = None, progress: Progress
     Raises:
         UserError: the logs, or their description in the config, are wrong.
     """
+    if config.daily is not None and config.daily.date is not None:
+        return prepare_day(
+            config.data,
+            config.explicit_features,
+            config.tasks,
+            config.daily,
+            name=config.name,
+            folder=output,
+            progress=progress or Silent(),
+        )
     return prepare_data(
         config.data,
         config.explicit_features,
