@@ -36,9 +36,9 @@ class Quantised(Settings):
     source: str
     """Digest of the package that it was made of."""
     bytes_before: int
-    """Of ``model.safetensors``, as it was."""
+    """Of all weights, as they were."""
     bytes_after: int
-    """And as it is."""
+    """And as they are."""
     data: str | None = None
     """Fingerprint of the prepared data on whose validation rows the metrics were measured; null: nowhere."""
     rows: int = 0

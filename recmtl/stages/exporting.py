@@ -129,7 +129,7 @@ def _quantise(package: Package, precision: Precision, output: Path, data: Path |
         manifest = Manifest.read_from(data)
         fingerprint, rows = manifest.fingerprint, manifest.splits["validation"].rows
         before, after = (_metrics(each, data, manifest, progress) for each in (package, smaller))
-    was = (folder / _WEIGHTS).stat().st_size
+    was = sum(tensor.nbytes for tensor in package.model.tensors().values())
     now = sum(tensor.nbytes for tensor in tensors.values())
     about = Quantised(
         precision=precision,
