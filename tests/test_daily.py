@@ -1,4 +1,4 @@
-"""The daily pipeline on small logs and a real registry: promoted, refused, retried, overtaken; late events; exit codes."""
+"""The daily pipeline on small logs and a real registry: promoted, refused, retried, overtaken, late; exit codes."""
 
 import json
 import shutil

@@ -2,8 +2,8 @@
 
 In: RECMTL_HOME (the checkout), RECMTL_PYTHON, RECMTL_CONFIG, RECMTL_FIRST_DAY, RECMTL_WAIT (seconds before another
 try). Out: ``defs``; look at them with ``dagster dev -f pipelines/schedulers/dagster_definitions.py``. Partition D runs
-day D; the schedule runs each day after it is over, and a backfill of partitions fills in days. Exit code 1 is tried again, 2 fails at once; 3 (refused by the
-gate) is no failure: the materialisation says so in its metadata.
+day D; the schedule runs each day after it is over, and a backfill of partitions fills in days. Exit code 1 is tried
+again, 2 fails at once; 3 (refused by the gate) is no failure: the materialisation says so in its metadata.
 """
 
 import json
