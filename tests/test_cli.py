@@ -132,7 +132,7 @@ def test_run_leaves_a_report_and_a_finished_run_says_so(here: Path, recmtl: Run)
     assert said.code == 0
     assert "runs/shop: finished already, nothing to do; --overwrite begins anew" in said.out
     assert "click" in said.out
-    assert str(here / "runs" / "shop" / "report.md") in said.out
+    assert str(here / "runs" / "shop" / "report.html") in said.out
     assert tree(here / "runs") == before
 
 
@@ -237,6 +237,11 @@ def test_help_and_version_need_none_of_the_heavy_imports(recmtl: Run) -> None:
         "train",
         "evaluate",
         "predict",
+        "fuse",
+        "export",
+        "promote",
+        "rollback",
+        "history",
         "plan",
         "doctor",
         "version",

@@ -11,10 +11,13 @@ from recmtl.cli import jobs
 from recmtl.cli import fusing
 
 # isort: split
+from recmtl.cli import exporting
+
+# isort: split
 from recmtl.cli import promoting
 
 # isort: split
 from recmtl.cli import others, reporting
 from recmtl.cli.base import app, exit_code_of, main
 
-__all__ = ["app", "exit_code_of", "fusing", "jobs", "main", "others", "promoting", "reporting"]
+__all__ = ["app", "exit_code_of", "exporting", "fusing", "jobs", "main", "others", "promoting", "reporting"]

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import polars as pl
 import pytest
@@ -100,7 +101,14 @@ def test_everything_that_a_run_leaves_is_there(finished: Path) -> None:
     assert metrics["rows"]["train"] > metrics["rows"]["test"] > 0
     assert metrics["test"]["click"]["log_loss"] < metrics["baseline"]["click"]["log_loss"]
     assert 0.5 < metrics["test"]["click"]["auc"] <= metrics["optimum"]["click"]["auc"] + 0.05
-    for name in ("config.resolved.yaml", "report.md", "checkpoints", "package/model.safetensors"):
+    for name in (
+        "config.resolved.yaml",
+        "report.md",
+        "report.html",
+        "report.json",
+        "checkpoints",
+        "package/model.safetensors",
+    ):
         assert (run / name).exists(), name
     assert not [path for path in run.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
 
@@ -108,11 +116,12 @@ def test_everything_that_a_run_leaves_is_there(finished: Path) -> None:
 def test_the_last_lines_say_what_opens_each_from_any_folder(finished: Path, tmp_path: Path) -> None:
     lines = (finished / "stdout").read_text().splitlines()
     commands = [line.strip() for line in lines if line.startswith("   ")][-3:]
-    predict, less, server = commands
+    predict, look, server = commands
     done = subprocess.run(predict, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "rows scored" in done.stdout
-    assert Path(less.split()[-1]).read_text().startswith("# ")
+    assert "-m webbrowser" in look
+    assert Path(unquote(urlsplit(look.split()[-1]).path)).read_text().startswith("<!doctype html>")
     assert "mlflow" in server
     assert f"sqlite:///{finished}/store/mlflow.db" in server
     # Artifacts lie beside the database, and nothing in the working directory.
