@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from recmtl import RunResult, load_config, run
 from recmtl.cli import exit_code_of
+from recmtl.cli.base import alone
 from recmtl.progress import for_stream
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _main() -> int:
             parser.error("--overwrite belongs to --date, or to --from and --to")
         print(batch_training(given.config, given.overrides).folder)
         return 0
+    alone("--date")
     code = 0
     for result in daily_training(given.config, first, given.last, given.overrides, overwrite=given.overwrite):
         print(json.dumps(result.summary), flush=True)

@@ -131,6 +131,7 @@ def test_with_no_champion_the_absolute_checks_decide(first_days: tuple[Path, lis
     assert summary["days_rebuilt"] == [str(day(number)) for number in range(8)]
     assert Path(summary["report"]).is_file()
     assert json.loads((result.folder / "day.json").read_text()) == summary
+    assert (result.folder / "prepared" / "manifest.json").is_file()
 
 
 def test_the_next_day_begins_at_the_champion_and_is_judged_against_it(

@@ -218,6 +218,7 @@ class _Day:
         elif state["status"] in _OVER:
             self.progress.say(f"{self.folder}: {state['status']} already, nothing to do; --overwrite runs it anew")
             return self._result()
+        self._state.update({field: self._fresh()[field] for field in ("status", "exit_code", "error")})
         try:
             self._begin_anew_if_overtaken()
             self._stage("champion", self._fetch)
@@ -415,6 +416,6 @@ def _tidy(root: Path, keep: int) -> None:
             continue
         if status in _OVER:
             over.append(folder)
-    for folder in over[: len(over) - keep]:
+    for folder in over[: max(len(over) - keep, 0)]:
         for name in ("prepared", "champion", "run/checkpoints"):
             shutil.rmtree(folder / name, ignore_errors=True)
