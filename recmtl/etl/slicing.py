@@ -78,8 +78,8 @@ class SlicesConfig(Settings):
     """Which parts of the rows are judged by themselves."""
 
     columns: Literal["auto"] | tuple[str | SliceBy, ...] = "auto"
-    """Raw columns that cut the rows: names, or a mapping with `column` and how. auto: the columns of ``data.keep``, the
-    id features with few values and the numbers, in this order, up to ``most_cuts``."""
+    """Raw columns that cut the rows: names, or a mapping with `column` and how. auto: those of ``data.keep``, then the
+    numbers and the id features with few values in the order of the config, up to ``most_cuts``."""
     most_cuts: int = Field(default=12, ge=0, le=100)
     """auto: with the cuts below, at most so many."""
     quantiles: int = Field(default=4, ge=2, le=100)
@@ -425,11 +425,9 @@ def _chosen(rows: _Rows, config: SlicesConfig, statistics: Statistics, others: i
     of_features = {column for feature in manifest.features for column in feature.columns}
     kept = [name for name in rows.types.names() if name not in of_features]
     sizes = {name: len(vocabulary.values) for name, vocabulary in statistics.tables.items()}
-    features = [feature for feature in manifest.features if feature.kind == "id"]
-    few = sorted((sizes.get(feature.table or "", 0), n, feature.column) for n, feature in enumerate(features))
-    ids = [column for size, _, column in few if 1 < size <= _AUTOMATIC_VALUES]
-    numbers = [feature.column for feature in manifest.features if feature.kind == "number"]
-    candidates = [name for name in dict.fromkeys([*kept, *ids, *numbers]) if name not in used and name in rows.types]
+    few = {name for name, size in sizes.items() if 1 < size <= _AUTOMATIC_VALUES}
+    features = [f.column for f in manifest.features if f.kind == "number" or (f.kind == "id" and f.table in few)]
+    candidates = [name for name in dict.fromkeys([*kept, *features]) if name not in used and name in rows.types]
     return [SliceBy(column=name) for name in candidates[: max(config.most_cuts - others, 0)]]
 
 
@@ -592,11 +590,13 @@ def _cut_by_few_numbers(rows: _Rows, name: str, column: str, value: pl.Expr) -> 
 
 
 def _cut_by_value(rows: _Rows, name: str, by: SliceBy, text: pl.Expr, most: int) -> _Cut:
-    """The most frequent values, the most frequent first; then all others; then what is missing."""
+    """The most frequent values, whole numbers rising, others the most frequent first; all others; what is missing."""
     counts = (
         rows.scan(by.column).select(text.alias("value")).group_by("value").len().filter(pl.col("value").is_not_null())
     )
     kept = rows.collected(counts.sort(["len", "value"], descending=[True, False]).head(most))["value"].cast(pl.String)
+    if kept.str.contains(r"^-?\d{1,18}$").all():
+        kept = kept.gather(kept.cast(pl.Int64).arg_sort())
     places = pl.Series(range(len(kept)), dtype=pl.Int32)
 
     def codes(frame: pl.DataFrame) -> NDArray[np.integer]:

@@ -162,6 +162,13 @@ def test_values_the_most_frequent_first_then_others_then_missing(prepared: Prepa
     assert named(whole) == [MISSING_VALUE if value is None else value for value in there["country"]]
 
 
+def test_whole_numbers_are_in_their_order(prepared: Prepared) -> None:
+    column = cut(prepared, columns=[{"column": "level", "by": "values", "most_values": 3}])["level"]
+    there = kept_rows(prepared)["level"].value_counts().sort(["count", "level"], descending=[True, False])
+    assert column.labels == (*(str(level) for level in sorted(there["level"][:3])), OTHER_VALUES, MISSING_VALUE)
+    assert named(column) == [str(v) if str(v) in column.labels else OTHER_VALUES for v in kept_rows(prepared)["level"]]
+
+
 def test_a_number_with_few_values_has_a_slice_for_each(prepared: Prepared) -> None:
     there = kept_rows(prepared)
     found = cut(prepared, columns=["level", "tags"])
