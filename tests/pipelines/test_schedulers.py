@@ -122,11 +122,11 @@ def test_dagster_runs_a_partition(tmp_path: Path) -> None:
     shop_of(tmp_path)
     python = dagster_python()
 
-    def materialise(day: str) -> tuple[dict[str, Any], list[str]]:
+    def materialise(day: str, **variables: str) -> tuple[dict[str, Any], list[str]]:
         done = subprocess.run(
             [str(python), "-c", MATERIALISE, day, str(SCHEDULERS)],
             cwd=tmp_path,
-            env={**environment(tmp_path), "DAGSTER_DISABLE_TELEMETRY": "1"},
+            env={**environment(tmp_path), "DAGSTER_DISABLE_TELEMETRY": "1", **variables},
             capture_output=True,
             text=True,
             check=False,
@@ -142,13 +142,13 @@ def test_dagster_runs_a_partition(tmp_path: Path) -> None:
     assert found["judged"]["click"] > 200
     assert found["summary"]["date"] == "2026-03-05"
     assert keys == ["2026-03-01", "2026-03-02"]
-    # A day before the champion's is wrong whoever asks again: it fails, and is not put up for another try.
-    wrong, _ = materialise("2026-03-04")
-    assert not wrong["success"]
-    assert wrong["tries"] == 1
-    # A day whose logs are not there yet is worth three more.
-    missing, _ = materialise("2026-03-20")
-    assert missing["tries"] == 4
+    # How often something is tried that ends with these codes in place of the pipeline.
+    for code, tries in ((1, 4), (2, 1)):
+        home = tmp_path / f"ends with {code}"
+        (home / "pipelines").mkdir(parents=True)
+        (home / "pipelines" / "batch_training.py").write_text(f"import sys\nsys.exit({code})\n")
+        found, _ = materialise("2026-03-05", RECMTL_HOME=str(home))
+        assert found == {"success": False, "tries": tries}
 
 
 class FailError(Exception):
