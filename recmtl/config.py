@@ -75,6 +75,8 @@ class RunConfig(Settings):
             _known_tasks("training.early_stopping.monitor", names, tasks)
         if self.evaluation.calibration is not None:
             self.evaluation.calibration.check(tasks)
+        if self.evaluation.ranking is not None:
+            self.evaluation.ranking.check(tasks)
         if self.evaluation.fusion is not None:
             self.evaluation.fusion.check(tasks)
         if self.registry is not None and self.registry.gate is not None:

@@ -132,7 +132,7 @@ class RankingRow(Settings):
     objective: str
     """The task whose label counts as gain."""
     metric: str
-    """ndcg, map, recall, mrr."""
+    """ndcg, map, recall, mrr; auc, every list alike, and auc_by_rows, lists weighted by their rows."""
     k: int | None = None
     groups: int
     """Groups in which the metric is defined."""
