@@ -495,14 +495,14 @@ class _Judged:
             name, difference = f"{target}.{row.metric}", row.differences.get(BASELINE)
             model, baseline = row.systems.get(MODEL, Figure()).value, row.systems[BASELINE].value
             if model is None or baseline is None or difference is None or not _interval(difference):
-                text = f"{name} against the baseline: there is no evidence, so it is not judged."
+                text = f"The model's {name} against the baseline's: there is no evidence, so it is not judged."
                 self._add(f"{name} vs baseline", "floor", None, text)
                 continue
             low, high = _gain(difference, row.higher_is_better)
             passed = True if low > 0 else False if high < 0 else None
             better += [target] if passed else []
             end = {True: "significantly better", False: "significantly worse", None: "nobody can tell which is better"}
-            text = f"{name}: {_number(model)} against the baseline's {_number(baseline)}: {end[passed]}."
+            text = f"The model's {name} is {_number(model)}, the baseline's {_number(baseline)}: {end[passed]}."
             self._add(f"{name} vs baseline", "floor", passed, text, value=model, bound=baseline)
         if shown and not better:
             text = "In no task is the model significantly better than the baseline, which knows train's means alone."
