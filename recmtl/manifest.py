@@ -111,8 +111,8 @@ class Manifest(Settings):
     columns: Columns
     splits: dict[str, SplitSummary]
     split_by: str | None = None
-    """How the rows were divided: time, user, random, given; or day, by the daily pipeline, whose test also holds earlier
-    rows that were held out."""
+    """How the rows were divided: time, user, random, given; or day, by the daily pipeline, whose test also holds
+    earlier rows that were held out."""
     outcomes: tuple[str, ...] = ()
     """Columns that the source knows only after the impression."""
     inputs: dict[str, str] = {}
