@@ -1,17 +1,21 @@
 """recmtl trains one recommender for several objectives at once, from event logs to a registered model.
 
 The public names are few: :func:`load_config`, then :func:`prepare`, :func:`train`, :func:`evaluate`, :func:`run` and
-:func:`predict`. They load what they need when they are first used; importing recmtl imports none of it.
+:func:`predict`; :func:`fuse` and :func:`export` change a package; :func:`promote`, :func:`rollback` and :func:`history`
+ask the registry. They load what they need when they are first used; importing recmtl imports none of it.
 
 The rooms, from the top down (an arrow never points up):
 
 ================================ ====================================================================
 :mod:`recmtl.cli`                the command line
-:mod:`recmtl.stages`             config in; prepare, train, evaluate, register, predict out: the wiring
+:mod:`recmtl.stages`             config in; prepare, train, evaluate, register, promote, predict out
 :mod:`recmtl.config`             the whole run in one YAML
 :mod:`recmtl.training`           optimisers, schedules, checkpoints, the loop
-:mod:`recmtl.evaluation`         scoring, metrics per task, intervals, the report
-:mod:`recmtl.tracking`           the MLflow run, its local journal, the registry
+:mod:`recmtl.evaluation`         metrics, intervals, slices, calibration, insight, the report
+:mod:`recmtl.tracking`           the MLflow run, its local journal, the registry and its gate
+:mod:`recmtl.scoring`            files of raw rows to predictions
+:mod:`recmtl.answering`          a request to a served model, answered or refused
+:mod:`recmtl.exporting`          a package for other runtimes
 :mod:`recmtl.package`            the model package: what serves is what was trained
 :mod:`recmtl.loading`            prepared shards to batches
 :mod:`recmtl.distributed`        the ranks of a job: joining them, starting them, dealing tables to them
@@ -27,25 +31,44 @@ The rooms, from the top down (an arrow never points up):
 import os
 from typing import TYPE_CHECKING, Any
 
-from recmtl.errors import NotRegisteredError, RecmtlError, RunError, UserError
+from recmtl.errors import NotRegisteredError, RecmtlError, RefusedError, RunError, UserError
 
 if TYPE_CHECKING:
     from recmtl.config import RunConfig, load_config
-    from recmtl.stages import Predictions, RunResult, evaluate, predict, prepare, run, train
+    from recmtl.stages import (
+        Predictions,
+        RunResult,
+        evaluate,
+        export,
+        fuse,
+        history,
+        predict,
+        prepare,
+        promote,
+        rollback,
+        run,
+        train,
+    )
 
 __all__ = [
     "NotRegisteredError",
     "Predictions",
     "RecmtlError",
+    "RefusedError",
     "RunConfig",
     "RunError",
     "RunResult",
     "UserError",
     "__version__",
     "evaluate",
+    "export",
+    "fuse",
+    "history",
     "load_config",
     "predict",
     "prepare",
+    "promote",
+    "rollback",
     "run",
     "train",
 ]

@@ -1,4 +1,4 @@
-"""The only wiring of the rooms: config in; prepare, train, evaluate, register, predict out.
+"""The only wiring of the rooms: config in; prepare, train, evaluate, register, promote, predict out.
 
 The command line, the Python API and the pipelines are thin callers of these functions. Each stage notes in the run's
 folder that it is done, so that the same call after a kill goes on where the last one was.
@@ -9,6 +9,8 @@ rank 0 does while the others wait. Rank 0 alone holds the run's folder, speaks t
 
 from recmtl.scoring import Predictions
 from recmtl.stages.evaluating import evaluate
+from recmtl.stages.exporting import export
+from recmtl.stages.fusing import fuse
 from recmtl.stages.job import Place, RunResult
 from recmtl.stages.predicting import predict
 from recmtl.stages.preparing import missing_input, prepare
@@ -21,6 +23,8 @@ __all__ = [
     "Predictions",
     "RunResult",
     "evaluate",
+    "export",
+    "fuse",
     "history",
     "missing_input",
     "predict",
