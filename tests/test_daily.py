@@ -52,7 +52,9 @@ def write_logs(folder: Path, days: int, per_day: int = 250) -> None:
 
 
 def config_of(folder: Path, **changes: Any) -> RunConfig:
-    gate = {"compare": [{"metric": "click.auc", "permitted_loss": 1.0}], "at_least_one_better": "no", "package": None}
+    # The pipeline is under test, not the model, which has seen too little to be good.
+    gate: dict[str, Any] = {"compare": [{"metric": "click.auc", "permitted_loss": 1.0}], "at_least_one_better": "no"}
+    gate |= {"baseline": False, "package": None}
     return parse_config(
         {
             "name": "shop",
@@ -244,7 +246,7 @@ def test_a_task_without_new_labels_is_not_judged(shop: Path) -> None:
     result = daily(slow, day(5), progress=Silent())
     assert result.summary["judged"]["purchase"] == "not judged"
     assert result.summary["judged"]["click"] > 200
-    assert result.status == "promoted"
+    assert result.status == "promoted", result.summary["error"]
 
 
 def test_what_no_further_try_mends(shop: Path) -> None:
