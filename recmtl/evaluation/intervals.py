@@ -184,7 +184,9 @@ def interval(replicates: FloatArray, confidence: float, error: Spread | None = N
         from scipy.special import ndtr, stdtrit
 
         level = float(ndtr(stdtrit(error.freedom, level) * math.sqrt(error.clusters / (error.clusters - 1))))
-    low, high = np.quantile(defined, (level, 1 - level))
+    # The k-th of R draws is the k / (R + 1) quantile (Davison and Hinkley 1997, section 5.3): by NumPy's usual rule,
+    # which spans 0 to 1, the interval of 200 draws held the truth one time in a hundred less often.
+    low, high = np.quantile(defined, (level, 1 - level), method="weibull")
     return float(low), float(high)
 
 
