@@ -79,7 +79,7 @@ def simulate(
     *,
     users: int = 10_000,
     items: int = 2_000,
-    per_day: int = 30_000,
+    per_day: int = 20_000,
     drift: DriftConfig | None = None,
     seed: int = 1,
     progress: Progress | None = None,
@@ -229,7 +229,7 @@ def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", type=Path, default=CONFIG)
     parser.add_argument("--days", type=int, default=10)
-    parser.add_argument("--per-day", type=int, default=30_000, help="impressions")
+    parser.add_argument("--per-day", type=int, default=20_000, help="impressions")
     parser.add_argument("--still", action="store_true", help="a world without drift")
     parser.add_argument("--set", action="append", default=[], metavar="a.b.c=value", dest="overrides")
     given = parser.parse_args()
