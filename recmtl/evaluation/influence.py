@@ -225,6 +225,7 @@ def _pull(
         terms = [np.asarray(term, np.float64) for term in metric.additive.terms(rows)]
         sums = np.stack([_summed(part_of, term, parts) for term in terms], axis=1)
         slopes = metric.additive.gradient(sums)
+        slopes = np.where(np.isfinite(slopes), slopes, np.nan)  # a part without positives, say: it has no error
         influence = np.zeros(len(rows))
         for slope, term in zip(slopes.T, terms, strict=True):
             influence += slope[part_of] * term

@@ -204,7 +204,12 @@ class _Evaluation:
             known = self.rows.truth("validation")
             truths |= {"validation": known} if known is not None else {}
         record = evaluation_record(
-            by_split, self.tasks, self.rows.statistics, truths or None, measured={self.split: measured}
+            by_split,
+            self.tasks,
+            self.rows.statistics,
+            truths or None,
+            measured={self.split: measured},
+            folder=self.work("sorted"),
         )
         columns = self._columns()
         report = self._report(scored, measured, columns)

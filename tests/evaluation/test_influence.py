@@ -164,3 +164,17 @@ def test_cluster_numbers_may_be_anything():
     rows = rows_of_users(users=50)
     strange = rows.group * 10**12 - 7
     assert clustered(rows, "auc", strange) == clustered(rows, "auc", rows.group)
+
+
+def test_a_part_without_positives_has_no_error_and_raises_no_warning():
+    """The slope of a ratio over no positive is infinite, for both systems; their difference is nothing at all."""
+    rows = rows_of_users(seed=3, users=60)
+    codes = (rows.label == 1).astype(int)  # part 0: negatives alone
+    other = replace(rows, prediction=np.sqrt(rows.prediction))
+    names = [metric.name for metric in metrics_for("binary")]
+    negatives = by_part({"model": rows, "other": other}, names, rows.group, codes, 2, binary=True)[0]
+    assert negatives.positives == 0
+    for name in ("auc", "calibration", "normalised_entropy"):
+        assert negatives.systems["model"][name].low is None
+        assert negatives.differences["other"][name].value is None
+    assert negatives.differences["other"]["log_loss"].low is not None
