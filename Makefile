@@ -45,7 +45,7 @@ demo: $(VENV)/.run-$(DEVICE)
 	$(BIN)/recmtl run pipelines/configs/demo.yaml
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow
