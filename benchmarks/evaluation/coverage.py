@@ -125,10 +125,10 @@ def truth(users: int = TRUTH_USERS, each: Callable[..., Iterable[Any]] = map) ->
     }
 
 
-def repetition(number: int, users: int, draws: int) -> dict[str, list[tuple[_Key, str, Any, Any]]]:
+def repetition(number: int, users: int, draws: int, seed: int = 1) -> dict[str, list[tuple[_Key, str, Any, Any]]]:
     """The ends of every interval of one sample, by each method."""
     intervals.MAX_THREADS = 1  # the repetitions are what runs side by side
-    scored = population(users, (1, number))
+    scored = population(users, (seed, number))
     found = {}
     for method in METHODS if number < ROWS_ALONE else METHODS[:2]:
         settings = IntervalsConfig(draws=draws, seed=number, bootstrap_rows=10**9 if method == "bootstrap" else 0)
@@ -156,7 +156,8 @@ def main() -> None:
     headline: dict[_Key, bool] = {}
     with ProcessPoolExecutor(options.processes) as processes:
         jobs = [
-            processes.submit(repetition, number, options.users, options.draws) for number in range(options.repetitions)
+            processes.submit(repetition, number, options.users, options.draws, options.seed)
+            for number in range(options.repetitions)
         ]
         true = truth(options.truth_users, processes.map)
         for job in jobs:
@@ -181,6 +182,7 @@ def main() -> None:
         "users": options.users,
         "rows": round(options.users * 9),
         "draws": options.draws,
+        "seed": options.seed,
         "truth_users": options.truth_users,
         "seconds": round(time.time() - started, 1),
         "missed": [
@@ -251,6 +253,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=1000)
     parser.add_argument("--users", type=int, default=1000, help="of each sample; nine rows each on average")
     parser.add_argument("--draws", type=int, default=200, help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=1, help="of the samples; the truth has its own")
     parser.add_argument("--truth-users", type=int, default=TRUTH_USERS)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, help="a folder for coverage.md and coverage.json")

@@ -240,6 +240,10 @@ def test_the_words_of_the_verdict(full: Report, page: str) -> None:
     assert "10 checks passed" in page
     assert page.index("purchase.auc in country=PL") < page.index("click.auc vs champion"), "what failed comes first"
     short = full.model_copy(update={"slices": (), "curves": (), "importance": ()})
+    told = Check(name="latency of one row, p50", group="package", passed=None, text="A batch takes 5 ms.", value=5.0)
+    only = render(short.model_copy(update={"verdict": Verdict(decision="promote", checks=(told,))}))
+    assert "latency of one row, p50" in only
+    assert "check not judged" not in only, "a figure without a bound asks for no judgement"
     good = render(
         short.model_copy(update={"verdict": Verdict(decision="promote", checks=full.verdict.checks[:2] * 10)})
     )

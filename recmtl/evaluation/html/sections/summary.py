@@ -1,5 +1,7 @@
 """The top of the page: the verdict with its checks, the headline figures, what a reader must know."""
 
+from typing import Literal
+
 from recmtl.evaluation.html.blocks import (
     Banner,
     Block,
@@ -36,11 +38,14 @@ _DECISIONS: dict[str, tuple[str, Tone, str]] = {
     "refuse": ("Do not promote this model", "bad", "✕"),
     "not judged": ("Not judged", "warn", "?"),
 }
-_RESULTS: dict[bool | None, tuple[str, Tone, str]] = {
-    False: ("failed", "bad", "✕"),
-    None: ("not judged", "warn", "?"),
-    True: ("passed", "good", "✓"),
+_State = Literal["failed", "not judged", "passed", "told"]
+_RESULTS: dict[_State, tuple[Tone, str]] = {
+    "failed": ("bad", "✕"),
+    "not judged": ("warn", "?"),
+    "passed": ("good", "✓"),
+    "told": ("muted", "·"),
 }
+"""In the order in which they are shown; told: a figure without a bound, which asks for no judgement."""
 _MANY = 14
 """Passed checks beyond which they are folded away."""
 
@@ -50,21 +55,20 @@ def verdict(context: Context) -> Section:
     found = context.report.verdict
     title, tone, mark = _DECISIONS[found.decision]
     counts = []
-    for state in (False, None, True):
-        number = sum(check.passed is state for check in found.checks)
-        if number:
-            word, colour, sign = _RESULTS[state]
-            counts.append(Chip(f"{plural(number, 'check')} {word}", colour, sign))
+    by_state = {state: [check for check in found.checks if _state(check) == state] for state in _RESULTS}
+    for state, checks in by_state.items():
+        if checks and state != "told":
+            counts.append(Chip(f"{plural(len(checks), 'check')} {state}", *_RESULTS[state]))
     reasons = found.reasons
     if not reasons and found.decision == "not judged":
         reasons = (
             "No gate is configured, so nothing decides for or against this model; the config's registry.gate sets one.",
         )
     blocks: list[Block] = [Banner(title, tone, mark, counts, reasons, found.overridden)]
-    open_ = [check for state in (False, None) for check in found.checks if check.passed is state]
-    passed = [check for check in found.checks if check.passed]
+    open_, passed = [*by_state["failed"], *by_state["not judged"]], by_state["passed"]
     if len(passed) <= _MANY:
         open_, passed = [*open_, *passed], []
+    open_ += by_state["told"]
     if open_:
         blocks.append(_checks("The gate's checks", open_))
     if passed:
@@ -72,15 +76,22 @@ def verdict(context: Context) -> Section:
     return Section("verdict", "Verdict", blocks=blocks)
 
 
+def _state(check: Check) -> _State:
+    if check.passed is None:
+        unbounded = check.group == "package" and check.value is not None and check.bound is None
+        return "told" if unbounded else "not judged"
+    return "passed" if check.passed else "failed"
+
+
 def _checks(caption: str, checks: list[Check]) -> Table:
     rows = []
     for check in checks:
-        word, tone, mark = _RESULTS[check.passed]
-        rank = {False: 0, None: 1, True: 2}[check.passed]
+        state = _state(check)
+        tone, mark = _RESULTS[state]
         rows.append(
             [
                 Cell(check.name),
-                Cell(word, sort=rank, tone=tone, mark=mark),
+                Cell(state, sort=list(_RESULTS).index(state), tone=tone, mark=mark),
                 Cell(check.text),
                 Cell(plain(check.group), tone="muted"),
             ]
