@@ -278,12 +278,23 @@ def _cost(job: Job, device: str) -> Cost:
     )
 
 
-def score_package(job: Job, *splits: str) -> dict[str, Scored]:
-    """What the package, as it will serve, predicts for splits of its own prepared data."""
+def score_package(job: Job, split: str, work: Path) -> Scored:
+    """What the package, as it will serve, predicts for a split of its own prepared data.
+
+    Args:
+        job: the run.
+        split: validation or test.
+        work: a folder for the predictions where there are too many rows for memory; it must stay as long as they do.
+    """
     package = load_package(job.folder.package, device=resolve_device(job.config.training.device))
-    return {
-        split: score(package.model, job.loader(split), device=package.device, progress=job.progress) for split in splits
-    }
+    large = job.manifest.splits[split].rows > job.config.evaluation.intervals.memory_rows
+    return score(
+        package.model,
+        job.loader(split),
+        device=package.device,
+        progress=job.progress,
+        spill=work / split if large else None,
+    )
 
 
 def _figures(record: Mapping[str, Any], report: Report) -> Iterator[tuple[str, float]]:

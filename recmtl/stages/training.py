@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from recmtl.balancing import build_balancer
@@ -128,11 +129,17 @@ def _train(job: Job) -> None:
             config=config.resolved(),
             data=manifest.fingerprint,
         )
-    with job.folder.timed("evaluate"):
-        # Intervals are for the final figures: test's, which `run` and `evaluate` add.
-        scored, truth = score_package(job, "validation"), truth_of(job, "validation")
-        record = evaluation_record(scored, tasks, job.statistics, truth, replicates=0)
-        shipped = _complete(job, scored["validation"])
+    with job.folder.timed("evaluate"), TemporaryDirectory(prefix=".scored-", dir=job.folder.path) as work:
+        scored = score_package(job, "validation", Path(work))
+        record = evaluation_record(
+            {"validation": scored},
+            tasks,
+            job.statistics,
+            truth_of(job, "validation"),
+            replicates=0,  # intervals are for the final figures: test's, which `run` and `evaluate` add
+            folder=Path(work),
+        )
+        shipped = _complete(job, scored)
     job.folder.finish("train", {"epochs": trained.epochs, "best_epoch": trained.best_epoch, "steps": trained.steps})
     job.folder.update_metrics({**record, "rows": rows_of(manifest), "history": trained.history, **shipped})
     write_up(job)
