@@ -44,5 +44,10 @@ def test_a_killed_run_ends_where_one_left_alone_does(tmp_path):
     ],
 )
 def test_a_run_killed_many_times_ends_where_one_left_alone_does(tmp_path, balancer, optimizer, seed):
-    caught = run(tmp_path, balancer, optimizer, 12, seed)
-    assert any(name.startswith(".unfinished") for names in caught for name in names), "none came while it was saving"
+    for attempt in range(4):  # on a busy machine the kills of one run may all miss the moments of saving
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        caught = run(folder, balancer, optimizer, 12, seed + 10 * attempt)
+        if any(name.startswith(".unfinished") for names in caught for name in names):
+            return
+    pytest.fail("none of the kills came while it was saving")
