@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from recmtl.errors import RunError, UserError
 from recmtl.group import ONE, Group
+from recmtl.locks import held
 
 __all__ = ["RunFolder", "holds_run", "open_run", "write_atomically"]
 
@@ -198,14 +198,11 @@ def open_run(
         (path / ".lock").touch()
     except OSError as error:
         raise UserError(f"--output {path}: cannot write in this folder ({error.strerror})") from error
-    lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"{path}: another recmtl process works in this folder; wait for it, or give another --output"
-        ) from None
-    try:
+
+    def busy() -> None:
+        raise UserError(f"{path}: another recmtl process works in this folder; wait for it, or give another --output")
+
+    with held(path / ".lock", busy):
         state = None if overwrite else _read_state(path)
         if state is not None and state["config"] != fingerprint:
             raise UserError(
@@ -220,8 +217,6 @@ def open_run(
         folder._save()
         folder.follow(group)
         yield folder
-    finally:
-        lock.release()
 
 
 def write_atomically(path: Path, text: str) -> None:

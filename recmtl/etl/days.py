@@ -47,7 +47,6 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import polars as pl
-from filelock import FileLock, Timeout
 from pydantic import Field, model_validator
 
 from recmtl.errors import RunError, UserError
@@ -70,6 +69,7 @@ from recmtl.etl.sources.event_log import (
     with_label,
 )
 from recmtl.etl.sources.synthetic import SyntheticConfig, default_features, event_log_config, write_logs
+from recmtl.locks import held
 from recmtl.manifest import Columns, Manifest, file_hash
 from recmtl.progress import Progress
 from recmtl.schema import Feature
@@ -272,16 +272,8 @@ def _held(store: Path, progress: Progress) -> Iterator[None]:
         (store / ".lock").touch()
     except OSError as error:
         raise UserError(f"daily.store: cannot write in {store} ({error.strerror})") from error
-    lock = FileLock(store / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.say(f"{store}: another process is at the days; waiting")
-        lock.acquire()
-    try:
+    with held(store / ".lock", lambda: progress.say(f"{store}: another process is at the days; waiting")):
         yield
-    finally:
-        lock.release()
 
 
 # The store.

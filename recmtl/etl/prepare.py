@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Union
 
 import polars as pl
-from filelock import FileLock, Timeout
 from pydantic import Field
 
 from recmtl.errors import RunError, UserError
@@ -29,6 +28,7 @@ from recmtl.etl.mask import LabelCounts, LabelTimes, encode_labels, labels_as_of
 from recmtl.etl.shards import StagedPart, load_part, stage_parts, write_shard
 from recmtl.etl.sources import SOURCES, LabelledLog
 from recmtl.etl.split import SplitConfig, SplitPlan, plan_split
+from recmtl.locks import held
 from recmtl.manifest import SPLITS, Manifest, Shard, SplitSummary, TaskSummary, file_hash, inside
 from recmtl.progress import Progress
 from recmtl.schema import Feature, Schema
@@ -659,16 +659,8 @@ def _beside(place: Path, what: str) -> Path:
 
 @contextmanager
 def _locked(place: Path, folder: Path, progress: Progress) -> Iterator[None]:
-    lock = FileLock(_beside(place, "lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.say(f"{folder}: another process is preparing it; waiting")
-        lock.acquire()
-    try:
+    with held(_beside(place, "lock"), lambda: progress.say(f"{folder}: another process is preparing it; waiting")):
         yield
-    finally:
-        lock.release()
 
 
 def _recover(place: Path) -> None:

@@ -21,7 +21,7 @@ sampling.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -385,20 +385,7 @@ def _drawn(scored: Scored, most: int, seed: int) -> Scored:
         start + np.flatnonzero(_uniform(np.asarray(keys[start : start + _BLOCK]), seed) < share)
         for start in range(0, len(scored), _BLOCK)
     ]
-    rows = np.concatenate(taken)
-
-    def part(columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {name: np.asarray(values[rows]) for name, values in columns.items()}
-
-    return replace(
-        scored,
-        predictions=part(scored.predictions),
-        labels=part(scored.labels),
-        observed=part(scored.observed),
-        group=None if scored.group is None else np.asarray(scored.group[rows]),
-        row=np.asarray(scored.row[rows]),
-        weights={},
-    )
+    return scored.take(np.concatenate(taken))
 
 
 def _uniform(keys: NDArray[np.int64], seed: int) -> FloatArray:

@@ -16,7 +16,7 @@ groups of two such rows or more in which something is gained, each group countin
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
@@ -162,7 +162,7 @@ def objective_values(
     """
     if max_rows is not None:
         rows = _drawn(scored, groups, tasks, objectives, max_rows, seed)
-        scored, groups, score = _part(scored, rows), groups[rows], score[rows]
+        scored, groups, score = scored.take(rows), groups[rows], score[rows]
     judges = {name: _Judge.of(scored, groups, tasks, name, k) for name in objectives}
     return {name: judge.value(groups, score) if judge.groups else None for name, judge in judges.items()}
 
@@ -201,7 +201,7 @@ def search_fusion(
     objectives, notes = _objectives(scored, groups, tasks, config)
     formula = _formula(tasks, config, objectives)
     rows = _drawn(scored, groups, tasks, objectives, config.max_rows, seed)
-    scored, groups = _part(scored, rows), groups[rows]
+    scored, groups = scored.take(rows), groups[rows]
     predictions = (
         calibration.apply(scored.predictions, tasks)
         if calibration is not None and calibrated
@@ -318,21 +318,6 @@ def _drawn(
         order = np.random.default_rng((seed, 2)).permutation(useful.size)
         useful[order[np.cumsum(size[order]) > most]] = False
     return np.flatnonzero((groups >= 0) & np.append(useful, False)[groups])
-
-
-def _part(scored: Scored, rows: NDArray[np.intp]) -> Scored:
-    def part(columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {name: np.asarray(values[rows]) for name, values in columns.items()}
-
-    return replace(
-        scored,
-        predictions=part(scored.predictions),
-        labels=part(scored.labels),
-        observed=part(scored.observed),
-        group=None if scored.group is None else np.asarray(scored.group[rows]),
-        row=np.asarray(scored.row[rows]),
-        weights={},
-    )
 
 
 # What is tried

@@ -43,6 +43,20 @@ class Scored:
     def __len__(self) -> int:
         return self.row.size
 
+    def take(self, rows: NDArray[np.intp]) -> "Scored":
+        """These rows, in memory, in this order; without weights, which are for the loss."""
+
+        def part(columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            return {name: np.asarray(values[rows]) for name, values in columns.items()}
+
+        return Scored(
+            predictions=part(self.predictions),
+            labels=part(self.labels),
+            observed=part(self.observed),
+            group=None if self.group is None else np.asarray(self.group[rows]),
+            row=np.asarray(self.row[rows]),
+        )
+
     @property
     def spilled(self) -> bool:
         """Whether the columns are on disk."""

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from filelock import FileLock, Timeout
 
 from recmtl.config import RunConfig
 from recmtl.errors import RecmtlError, RefusedError, RunError, UserError
 from recmtl.etl.days import DailyConfig, store_of, update
 from recmtl.findings import Report, read_report
+from recmtl.locks import held
 from recmtl.manifest import Manifest
 from recmtl.package import verify_package
 from recmtl.progress import Progress, Silent
@@ -136,15 +136,12 @@ def _alone(root: Path) -> Iterator[None]:
         (root / ".lock").touch()
     except OSError as error:
         raise UserError(f"{root}: cannot write in this folder ({error.strerror})") from error
-    lock = FileLock(root / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(f"{root}: another process works at these days; run again when it is done") from None
-    try:
+
+    def busy() -> None:
+        raise RunError(f"{root}: another process works at these days; run again when it is done")
+
+    with held(root / ".lock", busy):
         yield
-    finally:
-        lock.release()
 
 
 class _Day:
