@@ -12,7 +12,7 @@ late event changes the day of its impression, whichever file it came in::
     STORE/store.json                       what was read from which bytes; what every day is made of
     STORE/files/LOG/SHA256/DAY.parquet     a file's rows of one day; rejected*.parquet: those that cannot be used
     STORE/days/DAY/rows.parquet            a day's impressions
-    STORE/days/DAY/EVENT.parquet           which of them had the event: row, time, value
+    STORE/days/DAY/labels/EVENT.parquet    which of them had the event: row, time, value
 
 **The dataset as of a day D** (:func:`prepare_day`), an ordinary prepared dataset:
 
@@ -85,7 +85,7 @@ SPLIT_COLUMN = "split:day"
 Date = date
 """A field called ``date`` hides the type."""
 
-_FORMAT = 1
+_FORMAT = 2
 _DAY = timedelta(days=1)
 _UTC = pl.Datetime("us", "UTC")
 _ROW_GROUP = 1 << 17
@@ -503,6 +503,10 @@ class _Days:
         """Where a day lies."""
         return self.store / "days" / day.isoformat()
 
+    def labels(self, day: date, event: str) -> Path:
+        """The file of which of a day's rows had an event; apart from the rows, as an event may have any name."""
+        return self.folder(day) / "labels" / f"{event}.parquet"
+
     def known(self, day: date) -> dict[str, Any]:
         """What is known of a day."""
         found = self._state["days"][day.isoformat()]
@@ -583,7 +587,8 @@ class _Days:
         stated = self._state["days"][day.isoformat()]
         labels = {}
         for name, frame in labelled.items():
-            path = self.folder(day) / f"{name}.parquet"
+            path = self.labels(day, name)
+            path.parent.mkdir(exist_ok=True)
             temporary = path.with_name(f".{path.name}")
             frame.sort(ROW).collect(engine="streaming").write_parquet(temporary)
             labels[name] = file_hash(temporary)
@@ -684,7 +689,7 @@ class _Dataset:
 
     def _labels(self, day: date, event: str) -> pl.LazyFrame:
         """What happened until the end of the day of evaluation."""
-        frame = pl.scan_parquet(self._days.folder(day) / f"{event}.parquet", glob=False)
+        frame = pl.scan_parquet(self._days.labels(day, event), glob=False)
         return frame.filter(pl.col("time") < pl.lit(self._end, _UTC))
 
     def _hash(self, day: date) -> str:

@@ -101,7 +101,7 @@ def stored(folder: Path, days: tuple[date, ...]) -> pl.DataFrame:
     for one in days:
         rows = pl.read_parquet(folder / "store" / "days" / str(one) / "rows.parquet").with_row_index("row")
         for name in ("click", "purchase", "rating"):
-            found = pl.read_parquet(folder / "store" / "days" / str(one) / f"{name}.parquet")
+            found = pl.read_parquet(folder / "store" / "days" / str(one) / "labels" / f"{name}.parquet")
             value = pl.col("value") if name == "rating" else pl.lit(1)
             found = found.select(pl.col("row").cast(pl.UInt32), value.cast(pl.Float64).alias(name))
             rows = rows.join(found, on="row", how="left", maintain_order="left")
@@ -149,6 +149,21 @@ def test_the_days_are_what_one_reading_of_all_logs_gives(tmp_path: Path, join: s
     assert stored(tmp_path, found.days).select(whole.columns).equals(whole)
 
 
+def test_an_event_may_be_called_rows(tmp_path: Path) -> None:
+    write(tmp_path, made_up_logs(3))
+    events = source(tmp_path).model_dump(mode="json")["events"]
+    plain = updated(tmp_path, source(tmp_path, events={"click": events["click"]}))
+    before = [pl.read_parquet(tmp_path / "store" / "days" / str(one) / "rows.parquet") for one in plain.days]
+    config = source(tmp_path, events={"rows": {**events["click"], "after": "impression", "window": "30m"}})
+    days = update(config, DailyConfig(), tmp_path / "store-2", Silent(), labels={"rows"}).days
+    for one, rows in zip(days, before, strict=True):
+        folder = tmp_path / "store-2" / "days" / str(one)
+        assert pl.read_parquet(folder / "rows.parquet").equals(rows)
+        clicks = pl.read_parquet(tmp_path / "store" / "days" / str(one) / "labels" / "click.parquet")
+        assert pl.read_parquet(folder / "labels" / "rows.parquet").equals(clicks)
+        assert clicks.height
+
+
 def test_nothing_is_read_or_rebuilt_twice_and_growth_changes_what_it_can(tmp_path: Path) -> None:
     logs = made_up_logs(12)
     write(tmp_path, logs, until=8 * 86_400)
@@ -183,7 +198,7 @@ def test_a_late_event_changes_the_day_of_its_impression_alone(tmp_path: Path) ->
     assert late.rebuilt == (day(4),)
     assert late.files_read == 1
     changed = {path for path, was in before.items() if path.read_bytes() != was}
-    assert {path.parent.name for path in changed} == {str(day(4))}
+    assert {path.parents[1].name for path in changed} == {str(day(4))}
     # An event that no impression is near changes nothing, though days around it are looked at.
     (tmp_path / f"clicks-{day(21)}.csv").write_text(f"time,user_id,item_id\n{stamp(5 * 86_400)},nobody,1\n")
     idle = updated(tmp_path, source(tmp_path))
