@@ -208,6 +208,41 @@ def test_a_day_overtaken_by_another_champion_begins_anew(shop: Path, monkeypatch
     assert done.status == "promoted"
 
 
+def test_a_champion_that_moves_at_the_last_moment_is_no_refusal(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_late(*arguments: Any, **options: Any) -> Any:
+        tracking = config_of(shop).tracking.uri
+        promote("shop-ranker", 1, override="version 2 sells nothing", tracking_uri=tracking)
+        return promote(*arguments, **options)
+
+    monkeypatch.setattr(module, "promote", too_late)
+    failed = run_day(shop, 6)
+    assert (failed.status, failed.exit_code) == ("failed", 1)
+    assert "the champion moved meanwhile (the champion is version 1 by now)" in failed.summary["error"]
+    assert "run again" in failed.summary["error"]
+    assert failed.summary["stages"]["promote"]["status"] == "failed"
+    monkeypatch.setattr(module, "promote", promote)
+    done = run_day(shop, 6)
+    assert done.summary["champion"]["before"]["version"] == 1
+    assert done.summary["stages"]["train"]["attempts"] == 1
+    assert (done.status, done.exit_code) == ("promoted", 0)
+
+
+def test_the_verdict_noted_is_that_of_the_version(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = module.run
+
+    def judged_again(config: RunConfig, **options: Any) -> Any:
+        found = run(config, **options)
+        path = config.folder / "report.json"
+        report = json.loads(path.read_text())
+        report["verdict"]["reasons"] = ["judged again, by another gate"]
+        path.write_text(json.dumps(report))
+        return found
+
+    monkeypatch.setattr(module, "run", judged_again)
+    result = run_day(shop, 6)
+    assert result.summary["verdict"] == {"decision": "promote", "reasons": ["judged again, by another gate"]}
+
+
 def test_the_gate_refuses_and_the_champion_stays(shop: Path) -> None:
     refused = run_day(shop, 6, gate={"bounds": [{"metric": "click.auc", "at_least": 0.999}]})
     assert (refused.status, refused.exit_code) == ("refused", 3)

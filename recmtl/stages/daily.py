@@ -260,12 +260,18 @@ class _Day:
         """What was begun against a champion that is none any more is of no use."""
         if self._state["stages"].get("champion", {}).get("status") != "done":
             return
+        if overtaken := self._overtaken():
+            self.begin_anew(overtaken)
+
+    def _overtaken(self) -> str | None:
+        """That another model became the champion since the day began, in words; None where none did."""
         now = champion_of(self.model, uri=self.uri)
         version = None if now is None else now.version
         before = self._state["champion"]["before"]
         mine = self._state["version"]
-        if version != (before and before["version"]) and (mine is None or version != mine):
-            self.begin_anew(f"the champion is {'none' if version is None else f'version {version}'} by now")
+        if version == (before and before["version"]) or (mine is not None and version == mine):
+            return None
+        return f"the champion is {'none' if version is None else f'version {version}'} by now"
 
     def _fetch(self) -> None:
         """Pin the champion, and what it knows."""
@@ -355,6 +361,9 @@ class _Day:
 
     def _evaluate(self, config: RunConfig) -> None:
         evaluate(config, progress=self.progress)
+        self._note_verdict(config)
+
+    def _note_verdict(self, config: RunConfig) -> None:
         report = self._report(config)
         self._state["report"] = str(config.folder / "report.html")
         self._state["verdict"] = {"decision": report.verdict.decision, "reasons": list(report.verdict.reasons)}
@@ -367,6 +376,7 @@ class _Day:
 
     def _register(self, config: RunConfig) -> None:
         registered = run(config, progress=self.progress).registered
+        self._note_verdict(config)  # a gate that changed since has had it judged again
         if registered is None:
             raise RunError(f"{config.folder}: nothing was registered as {self.model}")
         self._state["version"] = registered.version
@@ -378,6 +388,12 @@ class _Day:
         try:
             self._stage("promote", lambda: promote(self.model, self._state["version"], tracking_uri=self.uri))
         except RefusedError as error:
+            if overtaken := self._overtaken():
+                # No verdict on this model: it was judged against one that is the champion no more.
+                raise RunError(
+                    f"the champion moved meanwhile ({overtaken}): version {self._state['version']} was not promoted; "
+                    "run again, and the day begins anew against it"
+                ) from error
             self._state["stages"]["promote"].update(status="refused")
             return "refused", "; ".join((str(error), *error.reasons))
         self._state["champion"]["after"] = {
