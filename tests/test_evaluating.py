@@ -14,6 +14,9 @@ from recmtl.config import RunConfig, parse_config
 from recmtl.errors import RefusedError
 from recmtl.findings import Report, read_report
 from recmtl.package import load_package
+from recmtl.stages import evaluating
+from recmtl.tracking import store_uri
+from recmtl.tracking.client import connect
 from recmtl.tracking.promotion import champion_of
 
 STORE = "sqlite:///store/mlflow.db"
@@ -140,6 +143,40 @@ def test_the_champion_beside_itself_decides_nothing() -> None:
     report = report_of(stages.evaluate(config_of(), champion="runs/table"))
     assert report.verdict.decision == "not judged"
     assert "this very model" in report.verdict.reasons[0]
+
+
+def test_a_killed_evaluation_does_not_leave_the_old_verdict_in_force(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between report and registration: the next `run` registers the report that is there."""
+    assert stages.run(config_of()).registered is not None
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    floor = {"package": None, "bounds": [{"metric": "click.auc", "at_least": 0.99}]}
+    stricter = config_of(registry={"model": "ranker", "gate": floor})
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating, "register_job", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stages.evaluate(stricter, champion="none")
+    again = stages.run(stricter)
+    assert "finished already" not in " ".join(again.notes)
+    assert again.registered is not None
+    version = connect(store_uri(STORE)).get_model_version("ranker", str(again.registered.version))
+    assert version.tags["recmtl.gate"] == "refuse"
+    stages.run(config_of())  # as it was, for the other tests
+
+
+def test_rows_that_a_model_may_have_seen_are_spoken_of(here: Path) -> None:
+    other = config_of(name="other", data={**config_of().model_dump(mode="json")["data"], "prepared": "other"})
+    changed = other.model_copy(
+        update={"data": other.data.model_copy(update={"split": other.data.split.model_copy(update={"test": 0.2})})}
+    )
+    result = stages.evaluate(changed, model="runs/table", champion="none", output=here / "stranger")
+    assert any("trained on another prepared dataset" in note for note in report_of(result).notes)
+    own = stages.evaluate(config_of(), model="runs/table", champion="none", output=here / "own")
+    assert not any("another prepared dataset" in note for note in report_of(own).notes)
 
 
 def test_several_models_stand_beside_each_other(here: Path) -> None:

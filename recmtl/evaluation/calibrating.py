@@ -50,7 +50,16 @@ from recmtl.metrics.log_loss import row_losses
 from recmtl.settings import Name, Settings
 from recmtl.tasks import Task, Tasks
 
-__all__ = ["FEWEST", "NOISE", "CalibrationConfig", "apply_to", "calibration_figures", "fit_calibration", "row_weights"]
+__all__ = [
+    "FEWEST",
+    "NOISE",
+    "CalibrationConfig",
+    "apply_to",
+    "calibration_figures",
+    "drawn",
+    "fit_calibration",
+    "row_weights",
+]
 
 NOISE = 1.96
 """Standard errors by which a method must be better than a simpler one, and a product's mean off to be shifted."""
@@ -155,7 +164,7 @@ def fit_calibration(
         UserError: the settings name a target that the tasks do not have.
     """
     settings.check(tasks)
-    rows = _drawn(validation, settings.max_rows, seed)
+    rows = drawn(validation, settings.max_rows, seed)
     search = _Search(rows, tasks, settings, fitted_on, seed)
     fitted = {task.name: search.fit(task) for task in tasks.parents_first() if task.kind == "binary"}
     in_order = [name for name in tasks if name in fitted]
@@ -186,7 +195,7 @@ def calibration_figures(
         max_rows: about as many are read, of users drawn by the seed.
         seed: of that.
     """
-    scored = _drawn(scored, max_rows, seed)
+    scored = drawn(scored, max_rows, seed)
     rates = {
         name: calibrations.targets[target_of(tasks, name)].negative_rate
         for name, task in tasks.items()
@@ -376,7 +385,7 @@ def _line(
     )
 
 
-def _drawn(scored: Scored, most: int, seed: int) -> Scored:
+def drawn(scored: Scored, most: int, seed: int) -> Scored:
     """All rows of users drawn by a hash, about ``most`` rows together; without users, of rows."""
     if len(scored) <= most:
         return scored

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recmtl.comparing import holm
 from recmtl.errors import RunError
 from recmtl.evaluation.baseline import baseline_predictions
-from recmtl.evaluation.compare import holm
 from recmtl.evaluation.evaluate import (
     Target,
     TaskMetrics,

@@ -80,11 +80,14 @@ def evaluate(
         if not job.folder.is_done("train"):
             raise untrained(path)
         if job.leads:
-            registered = job.folder.is_done("register")
+            finished = [stage for stage in ("register", "run") if job.folder.is_done(stage)]
+            # First: a version's verdict is that of the last report, and a kill must leave it to the next `run`.
+            job.folder.reopen(*finished)
             evaluate_job(job, champion=champion)
-            if registered:  # the version's verdict is that of its last report
-                job.folder.reopen("register")
+            if "register" in finished:
                 register_job(job)
+            if "run" in finished:
+                job.folder.finish("run")
     return job.result()
 
 
@@ -101,9 +104,7 @@ def evaluate_job(job: Job, *, champion: str | None = None) -> None:
         other, undecided = _champion(
             champion or config.evaluation.champion, config.registry, uri, stack, device, job.progress
         )
-        if other is not None and other.package.contents.digest == mine.package.contents.digest:
-            undecided = "The champion is this very model, so there is nobody to compare it with."
-            other = None
+        other, undecided = _another(other, undecided, mine)
         story = Story(
             name=config.name,
             config=config.resolved(),
@@ -132,6 +133,15 @@ def evaluate_job(job: Job, *, champion: str | None = None) -> None:
     job.tracker.tags(verdict_tags(report))
     job.folder.finish("evaluate", job.evaluated_how())
     write_up(job)
+
+
+def _another(
+    champion: Contender | None, undecided: str | None, model: Contender
+) -> tuple[Contender | None, str | None]:
+    """The champion, unless it is the model itself: that would be worse than nobody, and decides nothing."""
+    if champion is not None and champion.package.contents.digest == model.package.contents.digest:
+        return None, "The champion is this very model, so there is nobody to compare it with."
+    return champion, undecided
 
 
 def _champion(
@@ -190,7 +200,9 @@ def _evaluate_others(
             for name, where in named.items()
         ]
         store = store_uri(uri) if registry is not None and config is not None and config.tracking.enabled else uri
-        other, undecided = _champion(champion or settings.champion, registry, store, stack, device, progress)
+        other, undecided = _another(
+            *_champion(champion or settings.champion, registry, store, stack, device, progress), contenders[0]
+        )
         if other is not None:
             contenders.insert(1, other)
         name = manifest.name if config is None else config.name

@@ -22,7 +22,7 @@ from recmtl.etl.guards import check_guards
 from recmtl.etl.slicing import SliceColumn, SlicesConfig, item_codes, ranking_groups, slice_columns
 from recmtl.etl.truth import read_truth
 from recmtl.evaluation import Scored, evaluation_record, score
-from recmtl.evaluation.calibrating import apply_to, calibration_figures
+from recmtl.evaluation.calibrating import CalibrationConfig, apply_to, calibration_figures, drawn
 from recmtl.evaluation.coherence import coherence
 from recmtl.evaluation.config import EvaluationConfig
 from recmtl.evaluation.conflicts import conflicts
@@ -177,9 +177,10 @@ class _Evaluation:
         self.package = self.model.package
         self.tasks = self.package.tasks
         self.folder, self.manifest, self.split = rows.folder, rows.manifest, rows.split
-        self.large = self.manifest.splits[self.split].rows > settings.intervals.memory_rows
+        most = max(self.manifest.splits[one].rows for one in {self.split, "validation"} & self.manifest.splits.keys())
+        self.large = most > settings.intervals.memory_rows
         self._work = work
-        self.notes = list(story.notes)
+        self.notes = [*story.notes, *self._strangers()]
 
     def work(self, name: str) -> Path | None:
         """A folder for what a step keeps on disk; None where the rows fit into memory."""
@@ -300,6 +301,17 @@ class _Evaluation:
             notes=tuple(self.notes),
         )
 
+    def _strangers(self) -> Iterator[str]:
+        """Models of other data, which may have trained on these rows: nothing here can tell. The daily pipeline can."""
+        if self.manifest.split_by == "day":
+            return
+        for system, one in self.contenders.items():
+            if one.package.contents.data != self.manifest.fingerprint:
+                yield (
+                    f"The {system} was trained on another prepared dataset than this one. If any of these rows was "
+                    "among its training rows, its figures flatter it."
+                )
+
     def _about(self, figures: Sequence[Any]) -> About:
         shown = [*self.contenders, *(name for row in figures for name in row.systems)]
         return About(
@@ -348,7 +360,8 @@ class _Evaluation:
         found = curves(scored, self.tasks, confidence=confidence)
         if calibrations is None or self.split == "validation":
             return found
-        adjusted = apply_to(scored[MODEL], calibrations, self.tasks)
+        some = drawn(scored[MODEL], (self.settings.calibration or CalibrationConfig()).max_rows, seed=0)
+        adjusted = apply_to(some, calibrations, self.tasks)
         probabilities = {target.key for target in targets(self.tasks) if target.task.kind == "binary"}
         changed = curves({CALIBRATED: adjusted}, self.tasks, confidence=confidence)
         return (*found, *(one for one in changed if one.kind == "calibration" and one.target in probabilities))

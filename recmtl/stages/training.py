@@ -11,7 +11,9 @@ from recmtl.config import RunConfig
 from recmtl.distributed import check_device
 from recmtl.distributed.plan import Plan, format_plan
 from recmtl.doctor import require_trio
+from recmtl.errors import UserError
 from recmtl.etl.guards import require
+from recmtl.etl.slicing import ranking_groups
 from recmtl.evaluation import Scored, evaluation_record, score
 from recmtl.evaluation import evaluate as measure
 from recmtl.evaluation.calibrating import fit_calibration
@@ -150,6 +152,11 @@ def _guard(job: Job) -> None:
     for guard in require(job.prepared.folder, job.manifest, job.config.evaluation.guards):
         if guard.status == "allowed":
             job.progress.warn(f"guard {guard.name} is allowed to fail ({guard.reason}): {guard.text}")
+    fusion = job.config.evaluation.fusion
+    if fusion is not None and ranking_groups(job.prepared.folder, job.manifest, "validation", fusion.by) is None:
+        raise UserError(
+            "evaluation.fusion: the data name neither requests nor users, so there is nothing to rank within"
+        )
 
 
 def _complete(job: Job, validation: Scored) -> dict[str, Any]:

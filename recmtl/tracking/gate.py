@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from recmtl.comparing import holm
 from recmtl.errors import UserError
 from recmtl.findings import Check, Difference, Drift, Figure, FigureRow, RankingRow, Report, SliceRow, Verdict
 from recmtl.metrics import METRICS
@@ -395,9 +396,13 @@ class _Judged:
         better = []
         names = {row.name for row, _ in rows}
         wider = _widening(len(names), self.report.about.confidence)
+        # Over what is compared here, whatever the metrics: the report corrects each metric over its targets.
+        known = {row.name: difference.p_value for row, difference in rows}
+        corrected = holm(known) if None not in known.values() else dict.fromkeys(known)
         for row, difference in rows:
-            low, _ = _gain(difference, row.higher, wider if difference.p_corrected is None else 1.0)
-            surely = low > 0 and (difference.p_corrected is None or difference.p_corrected < alpha)
+            p_value = corrected[row.name]
+            low, _ = _gain(difference, row.higher, wider if p_value is None else 1.0)
+            surely = low > 0 and (p_value is None or p_value < alpha)
             if surely or (how == "on average" and _signed(difference.value, row.higher) > 0):
                 better.append((row, difference))
         better = list({row.name: (row, difference) for row, difference in better}.values())

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from recmtl.comparing import holm
 from recmtl.errors import RunError
 from recmtl.evaluation import evaluate, evaluation_record
-from recmtl.evaluation.compare import holm
 from recmtl.evaluation.evaluate import examples, targets
 from recmtl.evaluation.figures import figures, measure_systems
 from recmtl.evaluation.influence import clustered, clustered_difference

@@ -100,9 +100,14 @@ def test_better_is_corrected_for_the_number_of_tasks(figure_row: Row, make_repor
     stars = figure_row("stars", "rmse", 1.0, 1.0)
     assert judge(make_report(click), GateConfig(), PACKAGE).decision == "promote"
     assert judge(make_report(click, stars), GateConfig(), PACKAGE).decision == "refuse"
-    corrected = click.differences["champion"].model_copy(update={"p_corrected": 0.04})
-    told = click.model_copy(update={"differences": {"champion": corrected}})
-    assert judge(make_report(told, stars), GateConfig(), PACKAGE).decision == "promote"
+
+    def told(row: Any, p_value: float) -> Any:
+        difference = row.differences["champion"].model_copy(update={"p_value": p_value, "p_corrected": p_value})
+        return row.model_copy(update={"differences": {"champion": difference}})
+
+    # Holm over what is compared, auc and rmse together; the report's own correction is within each metric.
+    assert judge(make_report(told(click, 0.04), told(stars, 0.9)), GateConfig(), PACKAGE).decision == "refuse"
+    assert judge(make_report(told(click, 0.02), told(stars, 0.9)), GateConfig(), PACKAGE).decision == "promote"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recmtl.evaluation.compare import holm
+from recmtl.comparing import holm
 
 
 def test_by_hand():
