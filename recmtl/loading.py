@@ -91,6 +91,7 @@ class Loader:
         world_size: how many ranks share the batches.
         pin_memory: the background thread moves batches to page-locked memory, for asynchronous copies to the current
             GPU.
+        tasks: some of the dataset's tasks, whose labels alone are read; None: all.
 
     Raises:
         RunError: a shard is gone, damaged or not what the manifest says.
@@ -111,6 +112,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
+        tasks: Tasks | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -125,7 +127,7 @@ class Loader:
         self.prefetch = prefetch
         self.rank = rank
         self.world_size = world_size
-        self.tasks = manifest.tasks_
+        self.tasks = manifest.tasks_ if tasks is None else tasks
         self.schema = manifest.schema_ if encoder is None else encoder[0]
         self.pin_memory = pin_memory
         self._layout = Layout(self.schema, self.tasks)

@@ -21,8 +21,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
@@ -57,6 +57,7 @@ __all__ = [
     "Contents",
     "Package",
     "check_output",
+    "common_tasks",
     "load_package",
     "replacing",
     "save_package",
@@ -214,7 +215,7 @@ def with_calibration(folder: Path, calibration: Calibrations | None, *, output: 
         UserError: it calibrates what the model does not predict; ``output`` holds something that is no package.
         RunError: as :func:`verify_package`.
     """
-    contents = verify_package(_recovered(folder))
+    contents = verify_package(folder)
     if calibration is not None:
         calibration.check(contents.tasks)
     stale = contents.fusion is not None and contents.fusion.calibrated and calibration != contents.calibration
@@ -234,7 +235,7 @@ def with_fusion(folder: Path, fusion: Fusion | None, *, output: Path | None = No
             calibration; a task is called ``score``; ``output`` holds something that is no package.
         RunError: as :func:`verify_package`.
     """
-    contents = verify_package(_recovered(folder))
+    contents = verify_package(folder)
     if fusion is not None:
         _check_fusion(fusion, contents.tasks, contents.calibration)
     return _rewritten(contents, output, {_FUSION: fusion})
@@ -332,11 +333,14 @@ def _write_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
 def verify_package(folder: Path) -> Contents:
     """Check every file of a package against its hash, and that it holds no other.
 
+    A package that a killed process had moved aside to replace it, and that is nowhere else, is put back first.
+
     Raises:
         UserError: there is no package here.
         RunError: a file is damaged, missing or not listed, or a name leads out of the folder; the package is of a newer
             format, or does not say what a package says.
     """
+    _recover(folder)
     hashes = _read_hashes(folder)
     present = {
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
@@ -581,21 +585,38 @@ class Package:
         predictions = self.predict(rows, calibrated=calibrated)
         return pd.DataFrame({name: predictions[name].to_numpy() for name in predictions.columns}, index=frame.index)
 
-    def loader(self, folder: Path, manifest: Manifest, split: str, *, batch_size: int = 8192) -> Loader:
+    def loader(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        split: str,
+        *,
+        batch_size: int = 8192,
+        tasks: Collection[str] | None = None,
+    ) -> Loader:
         """Validation or test of a prepared dataset as this package encodes its raw rows, beside their labels.
 
+        Args:
+            folder: the dataset's folder.
+            manifest: the dataset's.
+            split: validation or test.
+            batch_size: rows of a batch.
+            tasks: whose labels are read, with those of the tasks that they depend on: for a model of other tasks than
+                the data's, what :func:`common_tasks` names. The model predicts all of its own whatever they are. None:
+                all of the data's, which must have every task of the model.
+
         Raises:
-            UserError: the data have no labels for a task of the model, or mean something else by it.
+            UserError: the data have no labels for one of these tasks, or mean something else by it; ``tasks`` is empty.
             RunError: the split keeps no raw rows (train).
         """
-        theirs = manifest.tasks_
-        for name, task in self.tasks.items():
-            if name not in theirs:
-                raise UserError(f"{folder}: these data have no labels for task {name!r}, which the model predicts")
-            for field in ("kind", "parent", "levels", "classes", "observed"):
-                ours, other = getattr(task, field), getattr(theirs[name], field)
-                if ours != other:
-                    raise UserError(f"tasks.{name}: `{field}` is {ours!r} in the model but {other!r} in {folder}")
+        differ = {name: _difference(name, self.tasks, manifest.tasks_) for name in self.tasks}
+        wanted = None if tasks is None else _with_parents(tasks, manifest.tasks_)
+        for name, why in differ.items():
+            if why is not None and (wanted is None or name in wanted):
+                raise UserError(f"{folder}: {why}")
+        if wanted is not None and not wanted:
+            said = "; ".join(why for why in differ.values() if why is not None)
+            raise UserError(f"{folder}: these data and {self.contents.folder} have no task in common ({said})")
         return Loader(
             folder,
             manifest,
@@ -603,7 +624,62 @@ class Package:
             batch_size=batch_size,
             shuffle_seed=None,
             encoder=(self.schema, self.statistics),
+            tasks=None if wanted is None else Tasks(list(wanted.values())),
         )
+
+
+def common_tasks(package: Package, manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which tasks a model and a dataset have in common.
+
+    Returns:
+        The names, in the data's order, of the tasks by which both mean the same: of equal kind, parent, levels, classes
+        and mask, and dependent on such tasks alone; and a sentence, without a full stop, about each other one of
+        the model's or of the data's.
+    """
+    ours, theirs = package.tasks, manifest.tasks_
+    found = {name: _difference(name, ours, theirs) for name in (*theirs, *(n for n in ours if n not in theirs))}
+    common = tuple(name for name, why in found.items() if why is None)
+    return common, tuple(why for why in found.values() if why is not None)
+
+
+def _difference(name: str, ours: Tasks, theirs: Tasks) -> str | None:
+    """Why the model and the data do not mean the same by a task; None where they do."""
+    if name not in theirs:
+        return f"these data have no labels for task {name!r}, which the model predicts"
+    if name not in ours:
+        return f"the model does not predict task {name!r}, for which these data have labels"
+    for field in ("kind", "parent", "levels", "classes", "observed"):
+        mine, other = getattr(ours[name], field), getattr(theirs[name], field)
+        if mine != other:
+            return f"tasks.{name}: `{field}` is {mine!r} in the model but {other!r} in these data"
+    for other in _above(ours[name]):
+        if _difference(other, ours, theirs) is not None:
+            return f"tasks.{name}: {other!r}, on which it depends, is another in the model than in these data"
+    return None
+
+
+def _above(task: Task) -> tuple[str, ...]:
+    """The tasks whose labels say which rows of this one count."""
+    when = None if task.observed is None else task.observed.when
+    return tuple(name for name in (task.parent, when) if name is not None)
+
+
+def _with_parents(names: Collection[str], tasks: Tasks) -> dict[str, Task]:
+    """These of the tasks and all above them, in the tasks' order.
+
+    Raises:
+        UserError: one is none of the tasks.
+    """
+    wanted: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        if name not in tasks:
+            raise UserError(f"these data have no labels for task {name!r}")
+        if name not in wanted:
+            wanted.add(name)
+            left += _above(tasks[name])
+    return {name: task for name, task in tasks.items() if name in wanted}
 
 
 def _from_pandas(name: str, column: "pd.Series[Any]") -> pl.Series:
@@ -645,25 +721,35 @@ def replacing(folder: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        if folder.exists():
-            old = folder.with_name(f"{temporary.name.removesuffix('.tmp')}.old")
-            folder.rename(old)
-            temporary.rename(folder)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(folder)
+        old = folder.with_name(f"{temporary.name.removesuffix('.tmp')}.old")
+        while True:
+            if folder.exists():
+                folder.rename(old)
+            try:
+                temporary.rename(folder)
+                break
+            except OSError:  # a reader that found no folder here may have put the old one back meanwhile
+                if not folder.exists():
+                    raise
+        if old.exists():  # under this name while it stands for the folder, and no longer
+            old.rename(temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _recovered(folder: Path) -> Path:
-    """The folder; put back where :func:`replacing` was killed after it had moved the old one away."""
-    if not folder.exists():
-        for path in folder.absolute().parent.glob(f".{folder.name}.*.old"):
-            if re.fullmatch(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.old", path.name):
-                path.rename(folder)
-                break
-    return folder
+def _recover(folder: Path) -> None:
+    """Put back the package that :func:`replacing` had moved away when it was killed, where there is just one such."""
+    if folder.exists():
+        return
+    pattern = rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.old"
+    aside = [
+        path
+        for path in folder.absolute().parent.glob(".*.old")
+        if re.fullmatch(pattern, path.name) and (path / _HASHES).is_file()
+    ]
+    if len(aside) == 1:
+        with suppress(OSError):  # it was put back by another process, or may not be
+            aside[0].rename(folder)
 
 
 def _remove_leftovers(folder: Path) -> None:

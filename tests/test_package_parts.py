@@ -143,6 +143,64 @@ def test_a_kill_between_the_two_renames_is_mended(copy: Path) -> None:
     assert [path.name for path in copy.parent.iterdir()] == ["package"]
 
 
+def test_a_reader_finds_what_a_kill_had_moved_aside(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed for real between the two renames: the package is nowhere, and the next that reads it puts it back."""
+    before = verify_package(copy)
+    move, moves = Path.rename, []
+
+    def killed_at_the_second(path: Path, target: Path) -> Path:
+        moves.append(path)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        return move(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            with_fusion(copy, FUSION)
+    assert not copy.exists()
+    assert load_package(copy).contents == before
+    assert [path.name for path in copy.parent.iterdir()] == ["package"]
+
+
+@pytest.mark.parametrize(
+    "leftovers",
+    [
+        (".package.0a1b2c3d.old", ".package.0a1b2c3e.old"),  # which?
+        (".package.0a1b2c3d.tmp",),  # perhaps half of one
+        (".package.mine.old",),  # somebody else's
+        (".other.0a1b2c3d.old",),
+    ],
+)
+def test_what_may_be_another_thing_is_not_put_back(saved: Path, tmp_path: Path, leftovers: tuple[str, ...]) -> None:
+    for name in leftovers:
+        shutil.copytree(saved, tmp_path / name)
+    with pytest.raises(UserError, match="no model package here"):
+        verify_package(tmp_path / "package")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(leftovers)
+
+
+def test_an_unfinished_leftover_is_not_put_back(tmp_path: Path) -> None:
+    (tmp_path / ".package.0a1b2c3d.old").mkdir()
+    with pytest.raises(UserError, match="no model package here"):
+        verify_package(tmp_path / "package")
+
+
+def test_a_reader_that_puts_it_back_meanwhile_stops_no_writer(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, move, read = verify_package(copy), Path.rename, []
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.suffix == ".tmp" and not read:
+            read.append(None)
+            read.append(verify_package(copy))
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    assert with_fusion(copy, FUSION).fusion == FUSION
+    assert read[1] == before
+    assert [path.name for path in copy.parent.iterdir()] == ["package"]
+
+
 def test_a_write_that_fails_leaves_the_old_one(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files(copy)
 
