@@ -38,9 +38,16 @@ if __name__ == "__main__":
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--model", action="append")
     parser.add_argument("--champion")
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_intermixed_args()
     with exit_code_of():
-        done = offline_evaluation(arguments.config, arguments.overrides, arguments.model, champion=arguments.champion)
+        done = offline_evaluation(
+            arguments.config,
+            arguments.overrides,
+            arguments.model,
+            output=arguments.output,
+            champion=arguments.champion,
+        )
         print(done.folder)
         if done.report is not None and done.report.verdict.decision == "refuse":
             sys.exit(3)

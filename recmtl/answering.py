@@ -67,6 +67,7 @@ def predictions(package: Package, frame: "pd.DataFrame", params: Mapping[str, An
             or the package cannot do it.
     """
     asked = _params(params)
+    frame = _as_in_training(package, frame)
     if not any(column in frame.columns for column in package.schema.columns):
         there = ", ".join(map(str, list(frame.columns)[:5])) or "none"
         raise UserError(
@@ -90,6 +91,18 @@ def predictions(package: Package, frame: "pd.DataFrame", params: Mapping[str, An
     kept.insert(0, "row", best)
     kept.insert(1, "rank", range(1, len(kept) + 1))
     return kept
+
+
+def _as_in_training(package: Package, frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows with user and item called as the training logs called them, where a request uses recmtl's names."""
+    keys, reads = package.contents.columns, package.schema.columns
+    ours = {"user_id": keys.user, "item_id": keys.item}
+    names = {
+        name: theirs
+        for name, theirs in ours.items()
+        if name in frame.columns and name not in reads and theirs in reads and theirs not in frame.columns
+    }
+    return frame.rename(columns=names) if names else frame
 
 
 def read(body: bytes | str, content_type: str | None) -> tuple["pd.DataFrame", dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Requests: the same rows in every form give the package's own predictions; what is malformed is refused and named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,11 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from recmtl.answering import answer, predictions, read
+from recmtl.answering import _as_in_training, answer, predictions, read
 from recmtl.errors import UserError
+from recmtl.manifest import Columns
 from recmtl.package import Package, load_package
+from recmtl.schema import Feature, Schema
 
 ROWS = [
     {"user_id": 1, "item_id": "a", "likes": [7], "age": 20},
@@ -129,3 +133,19 @@ def test_a_frame_from_mlflow_keeps_its_index(package: Package) -> None:
     frame = pd.DataFrame({"user_id": [1, 2]}, index=["x", "y"])
     assert predictions(package, frame).index.tolist() == ["x", "y"]
     assert predictions(package, frame, {"calibrated": False, "top_k": 0, "score": ""}).shape == (2, 7)
+
+
+def test_a_request_may_call_user_and_item_as_recmtl_does(package: Package) -> None:
+    """Where the training logs had names of their own; else an id under the wrong name would be scored as missing."""
+    renamed = replace(package.contents, columns=Columns(user="customer", item="sku"))
+    schema = Schema(
+        [
+            Feature.model_validate({"name": "customer", "kind": "id"}),
+            Feature.model_validate({"name": "sku", "kind": "id"}),
+        ]
+    )
+    asked = SimpleNamespace(contents=renamed, schema=schema)
+    frame = pd.DataFrame({"user_id": ["a"], "item_id": ["b"], "price": [1.0]})
+    assert list(_as_in_training(asked, frame).columns) == ["customer", "sku", "price"]
+    both = frame.assign(customer="c")
+    assert list(_as_in_training(asked, both).columns) == ["user_id", "sku", "price", "customer"]

@@ -179,6 +179,15 @@ def test_rows_that_a_model_may_have_seen_are_spoken_of(here: Path) -> None:
     assert not any("another prepared dataset" in note for note in report_of(own).notes)
 
 
+def test_the_best_epoch_is_spoken_of_where_nothing_keeps_it() -> None:
+    history = [{"step": n, "validation": {"click": {"auc": auc}}} for n, auc in enumerate((0.7, 0.75, 0.72))]
+    (note,) = evaluating._kept_epoch(config_of(), history)
+    assert "epoch, 3, was kept; click.auc was better on validation after epoch 2 (0.7500 against 0.7200)" in note
+    assert list(evaluating._kept_epoch(config_of(), history[:2])) == [], "the last one is the best"
+    stopping = config_of(training={"early_stopping": {"monitor": {"click.auc": 1.0}, "patience": 1}})
+    assert list(evaluating._kept_epoch(stopping, history)) == []
+
+
 def test_several_models_stand_beside_each_other(here: Path) -> None:
     result = stages.evaluate(
         model=["runs/table", "again=runs/table/package"],
@@ -188,6 +197,8 @@ def test_several_models_stand_beside_each_other(here: Path) -> None:
     )
     report = report_of(result)
     assert report.about.systems == ("model", "again", "baseline")
+    assert result.header == ("test", "metric", "model", "95 %", "again", "baseline")
+    assert all(row[2] == row[4] for row in result.rows), "the same model under two names"
     (auc,) = [row for row in report.figures if row.metric == "auc"]
     assert auc.systems["model"] == auc.systems["again"]
     assert auc.differences["again"].value == 0

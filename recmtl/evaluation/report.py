@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from recmtl import __version__
 from recmtl.evaluation.evaluate import Target, targets
+from recmtl.findings import Report
 from recmtl.manifest import Manifest
 from recmtl.metrics import METRICS, metrics_for
 
@@ -21,6 +22,8 @@ __all__ = ["summary_table", "write_report"]
 
 NOTHING = "–"
 """Stands where a figure is undefined."""
+_OWN_SYSTEMS = ("model", "baseline", "optimum")
+"""Those of ``metrics.json``."""
 _SUMMARY = ("auc", "log_loss", "rmse", "accuracy")
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
@@ -75,33 +78,43 @@ def write_report(
     temporary.replace(path)
 
 
-def summary_table(metrics: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def summary_table(
+    metrics: Mapping[str, Any], report: Report | None = None
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """The main figures as text: a header, and a row per task and metric; both empty before anything was evaluated.
 
-    Columns: the split's name, above the tasks; metric; model; its interval; baseline; and on synthetic logs optimum and
-    the share of the attainable AUC. They fit a terminal of 80 characters.
+    Columns: the split's name, above the tasks; metric; model; its interval; with a report, the models beside it;
+    baseline; and on synthetic logs optimum and the share of the attainable AUC. Without other models they fit a
+    terminal of 80 characters.
     """
     split = metrics.get("evaluated_on")
     if split is None or split not in metrics:
         return (), ()
+    beside = {(row.target, row.metric): row.systems for row in report.figures} if report is not None else {}
+    others = [name for name in report.about.systems if name not in _OWN_SYSTEMS] if report is not None else []
     rows = []
     for key, values in metrics[split].items():
         for metric in _SUMMARY:
             if metric in values:
-                rows.append(_summary_row(metrics, key, metric, values[metric]))
-    header: tuple[str, ...] = (split, "metric", "model", _confidence(metrics), "baseline")
+                theirs = beside.get((key, metric), {})
+                cells = [_number(theirs[name].value) if name in theirs else NOTHING for name in others]
+                rows.append(_summary_row(metrics, key, metric, values[metric], cells))
+    header: tuple[str, ...] = (split, "metric", "model", _confidence(metrics), *others, "baseline")
     if metrics.get("optimum"):
         return (*header, "optimum", "share"), tuple(rows)
     return header, tuple(row[: len(header)] for row in rows)
 
 
-def _summary_row(metrics: Mapping[str, Any], key: str, metric: str, value: float | None) -> tuple[str, ...]:
+def _summary_row(
+    metrics: Mapping[str, Any], key: str, metric: str, value: float | None, others: Sequence[str]
+) -> tuple[str, ...]:
     share = _look(metrics, "share_of_attainable", key) if metric == "auc" else None
     return (
         key,
         metric + _ARROWS[METRICS[metric].higher_is_better],
         _number(value),
         _short_ends(_look(metrics, "intervals", "model", key, metric)),
+        *others,
         _number(_look(metrics, "baseline", key, metric)),
         _number(_look(metrics, "optimum", key, metric)),
         "" if share is None else _percent(share),

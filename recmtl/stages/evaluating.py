@@ -17,6 +17,7 @@ from recmtl.evaluation.config import EvaluationConfig
 from recmtl.evaluation.html import write_html, write_json
 from recmtl.findings import Calibration, Cost, Fusion, Report
 from recmtl.manifest import Manifest
+from recmtl.metrics import metrics_for
 from recmtl.package import load_package
 from recmtl.progress import Progress, Silent
 from recmtl.runs import holds_run, write_atomically
@@ -24,6 +25,7 @@ from recmtl.stages.job import Job, RunResult, commit, open_job, report_place, ro
 from recmtl.stages.preparing import prepare
 from recmtl.stages.registering import register_job
 from recmtl.stages.reporting import CHAMPION, MODEL, Contender, Rows, Story, report_on
+from recmtl.tasks import Tasks
 from recmtl.tracking import RegistryConfig, redact, resolved, store_uri, verdict_tags
 from recmtl.tracking.promotion import champion_of
 from recmtl.training import resolve_device
@@ -112,6 +114,7 @@ def evaluate_job(job: Job, *, champion: str | None = None) -> None:
             history=metrics.get("history", ()),
             calibration=[Calibration.model_validate(line) for line in metrics.get("calibration", ())],
             fusion=Fusion.model_validate(metrics["fusion"]) if metrics.get("fusion") else None,
+            notes=tuple(_kept_epoch(config, metrics.get("history", ()))),
             undecided=undecided,
         )
         report, record = report_on(
@@ -133,6 +136,23 @@ def evaluate_job(job: Job, *, champion: str | None = None) -> None:
     job.tracker.tags(verdict_tags(report))
     job.folder.finish("evaluate", job.evaluated_how())
     write_up(job)
+
+
+def _kept_epoch(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """That an epoch before the last one was better on validation, where nothing keeps the best."""
+    if config.training.early_stopping is not None or len(history) < 2:
+        return
+    task = Tasks(config.tasks)[config.tasks[0].name]
+    metric = metrics_for(task.kind)[0]
+    values = [epoch.get("validation", {}).get(task.name, {}).get(metric.name) for epoch in history]
+    if any(value is None for value in values) or metric.higher_is_better is None:
+        return
+    best = values.index(max(values) if metric.higher_is_better else min(values))
+    if best + 1 < len(values):
+        yield (
+            f"The last epoch, {len(values)}, was kept; {task.name}.{metric.name} was better on validation after epoch "
+            f"{best + 1} ({values[best]:.4f} against {values[-1]:.4f}). `training.early_stopping` keeps the best one."
+        )
 
 
 def _another(
@@ -226,7 +246,7 @@ def _evaluate_others(
     write_atomically(path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     write_report(path / "report.md", name=name, manifest=manifest, metrics=metrics, config=resolved_config)
     _write(path, report)
-    header, rows = summary_table(metrics)
+    header, rows = summary_table(metrics, report)
     said = f"{', '.join(redact(where) for where in models)} on {folder}"
     return RunResult(path, metrics, manifest, None, (said,), header, rows, (report_place(path),), report)
 

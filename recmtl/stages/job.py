@@ -237,7 +237,6 @@ def result_of(
 ) -> RunResult:
     """What is in a run's folder by now; ``uri``: where it was sent, if elsewhere than its config says."""
     metrics = folder.read_metrics()
-    header, rows = summary_table(metrics)
     version = dict(folder.detail("register") or {})
     # `tracking sync` may have sent the run elsewhere than its config says.
     sent_to = version.pop("uri", None)
@@ -246,6 +245,7 @@ def result_of(
     places = tuple(_places(config, folder, registered, uri))
     path = folder.path / "report.json"
     report = read_report(path) if folder.is_done("evaluate") and path.is_file() else None
+    header, rows = summary_table(metrics, report)
     return RunResult(folder.path, metrics, manifest, registered, notes, header, rows, places, report)
 
 

@@ -35,7 +35,8 @@ def prepare(config: RunConfig, *, output: Path | None = None, progress: Progress
     """
     if config.daily is not None and config.daily.date is not None:
         return prepare_day(
-            config.data,
+            # A day is divided by what was known when, whatever a `run` of the same config does.
+            config.data.model_copy(update={"split": type(config.data.split)()}),
             config.explicit_features,
             config.tasks,
             config.daily,

@@ -180,7 +180,7 @@ class _Evaluation:
         most = max(self.manifest.splits[one].rows for one in {self.split, "validation"} & self.manifest.splits.keys())
         self.large = most > settings.intervals.memory_rows
         self._work = work
-        self.notes = [*story.notes, *self._strangers()]
+        self.notes = [*story.notes, *self._strangers(), *self._immature()]
 
     def work(self, name: str) -> Path | None:
         """A folder for what a step keeps on disk; None where the rows fit into memory."""
@@ -310,6 +310,21 @@ class _Evaluation:
                 yield (
                     f"The {system} was trained on another prepared dataset than this one. If any of these rows was "
                     "among its training rows, its figures flatter it."
+                )
+
+    def _immature(self) -> Iterator[str]:
+        """Tasks of which most labels of the split are not known yet: their figures rest on few rows."""
+        if self.manifest.split_by == "day":
+            return
+        summary = self.manifest.splits[self.split]
+        for name in self.tasks:
+            counted = summary.tasks[name]
+            waiting = counted.masked.get("immature", 0)
+            if waiting > counted.observed:
+                yield (
+                    f"{name}: only {counted.observed:,} of {summary.rows:,} {self.split} rows count; the windows of "
+                    f"{waiting:,} had not closed when the logs end. A longer {self.split} split, logs that go on for "
+                    "longer (`observed_until`) or a shorter window would tell more."
                 )
 
     def _about(self, figures: Sequence[Any]) -> About:

@@ -171,6 +171,8 @@ def promote(
                     ),
                 )
             champion = ledger.positions.get(CHAMPION)
+            if champion is not None and target < champion:
+                _refuse_newer(client, name, version, target)
             report, digest = _verdict(client, name, found)
             _refuse_stale(client, name, target, report, None if champion is None else _version(client, name, champion))
             why = " ".join(report.verdict.reasons) or "every check passed"
