@@ -19,6 +19,7 @@ from recmtl.errors import UserError
 from recmtl.evaluation import score
 from recmtl.evaluation.fusing import FusionConfig, fused_score
 from recmtl.findings import Fusion as Finding
+from recmtl.locks import held
 from recmtl.manifest import Manifest
 from recmtl.package import load_package, verify_package, with_calibration
 from recmtl.stages.fusing import fuse
@@ -112,6 +113,66 @@ def test_a_run_is_given_its_score(here: Path) -> None:
     assert verify_package(Path(PACKAGE)).digest == contents.digest
 
 
+def test_the_run_knows_of_it(here: Path) -> None:
+    """A run that was finished measures the new package, and tells what was searched; once."""
+    config = config_of(calibration=None)
+    first = recmtl.run(config)
+    assert first.report is not None
+    assert first.report.fusion is None
+    found = fuse(config, settings=FusionConfig(trials=6))
+    digest = verify_package(Path(PACKAGE)).digest
+    assert digest != first.report.about.models["model"]
+    state = json.loads(Path("runs/table/run.json").read_text())["done"]
+    assert set(state) == {"train"}
+    again = recmtl.run(config)
+    assert again.report is not None
+    assert again.report.about.models["model"] == digest
+    assert again.report.fusion == found.search.finding
+    assert again.metrics["fusion"] == found.search.finding.model_dump(mode="json")
+    assert {row.scored_by for row in again.report.ranking} >= {"fused"}
+    assert again.metrics["history"] == first.metrics["history"]  # what training left stays
+    fuse(config, settings=FusionConfig(trials=6))  # the same: there is nothing to do again
+    assert json.loads(Path("runs/table/run.json").read_text())["done"].keys() >= {"train", "evaluate", "run"}
+
+
+def test_a_kill_before_the_package_is_saved_loses_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(calibration=None)
+    recmtl.run(config)
+    before = verify_package(Path(PACKAGE)).digest
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recmtl.stages.fusing.with_fusion", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fuse(config, settings=FusionConfig(trials=6))
+    assert verify_package(Path(PACKAGE)).digest == before
+    assert set(json.loads(Path("runs/table/run.json").read_text())["done"]) == {"train"}
+    fuse(config, settings=FusionConfig(trials=6))
+    assert verify_package(Path(PACKAGE)).fusion is not None
+
+
+def test_a_run_that_is_worked_in_is_left_alone(here: Path) -> None:
+    before = verify_package(Path(PACKAGE)).digest
+    with held(Path("runs/table/.lock"), lambda: None), pytest.raises(UserError, match="another recmtl process works"):
+        fuse(config_of(calibration=None), settings=FusionConfig(trials=2))
+    assert verify_package(Path(PACKAGE)).digest == before
+
+
+def test_apart_from_a_config_leaves_its_run_as_it_was(here: Path) -> None:
+    config = config_of(calibration=None)
+    before = {path: path.read_bytes() for path in Path("runs/table").rglob("*") if path.is_file()}
+    found = fuse(config, settings=FusionConfig(trials=2), output=Path("fused"))
+    assert found.package == Path("fused")
+    assert {path: path.read_bytes() for path in Path("runs/table").rglob("*") if path.is_file()} == before
+
+
+def test_a_runs_own_package_is_fused_on_its_own_rows(here: Path) -> None:
+    with pytest.raises(UserError, match="--data goes with --model or --output"):
+        fuse(config_of(calibration=None), data=Path("prepared"))
+
+
 def test_served_equals_offline(here: Path) -> None:
     """The score of test's raw rows, through the package and by evaluation's function, with a calibration between."""
     calibration = Calibrations(
@@ -179,6 +240,7 @@ def test_the_config_says_how(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     code, out, _ = run_cli("fuse", "table.yaml", "--formula", "product", "--trials", 3, capsys=capsys)
     assert code == 0
     assert verify_package(Path(PACKAGE)).fusion.formula == "click ** w_click * buy ** w_buy"
+    assert recmtl.run(config_of(calibration=None)).report.fusion.formula == "click ** w_click * buy ** w_buy"
 
 
 @pytest.mark.parametrize(
