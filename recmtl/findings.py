@@ -170,6 +170,8 @@ class Calibration(Settings):
     rows: int
     fitted_on: str
     """The split that it was fitted on, and how the figures were made ("validation, 5 folds")."""
+    split: str | None = None
+    """The split that the figures are of, where nothing was fitted on it; None: they are of the folds."""
 
 
 class Gate(Settings):

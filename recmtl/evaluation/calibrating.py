@@ -212,8 +212,8 @@ def calibration_figures(
         method = calibration.curve.kind
         before, after = (_probabilities(rows, target.key) for rows in (scored, with_it))
         if not calibration.changes_nothing or not np.array_equal(before, after):
-            lines.append(_line(target, "none", False, scored, before, weight, f"not calibrated; on {split}"))
-        lines.append(_line(target, method, True, scored, after, weight, said))
+            lines.append(_line(target, "none", False, scored, before, weight, f"not calibrated; on {split}", split))
+        lines.append(_line(target, method, True, scored, after, weight, said, split))
     return tuple(lines)
 
 
@@ -369,7 +369,14 @@ def _shift(parent: FloatArray, conditional: FloatArray, label: Bools, weight: Fl
 
 
 def _line(
-    target: Target, method: Method, chosen: bool, scored: Scored, p: FloatArray, weight: FloatArray, said: str
+    target: Target,
+    method: Method,
+    chosen: bool,
+    scored: Scored,
+    p: FloatArray,
+    weight: FloatArray,
+    said: str,
+    split: str | None = None,
 ) -> findings.Calibration:
     here = target.rows(scored)
     rows = Examples(p[here], scored.labels[target.task.name][here].astype(np.float64), weight=weight[here])
@@ -382,6 +389,7 @@ def _line(
         ratio=METRICS["calibration"].compute(rows),
         rows=len(rows),
         fitted_on=said,
+        split=split,
     )
 
 

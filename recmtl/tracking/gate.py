@@ -163,6 +163,9 @@ class Bound(_Rule):
 class CalibrationBounds(Settings):
     """How far the probabilities may be off."""
 
+    of: Literal["raw", "calibrated", "both"] = "raw"
+    """The probabilities as the model predicts them, as the package's calibration changes them (which scoring gives when
+    asked for), or both. Calibrated figures are of the log before any sampling of negatives, and have no interval."""
     targets: tuple[str, ...] | None = None
     """Which; left out: every one that has these figures."""
     ratio: tuple[float, float] | None = (0.9, 1.1)
@@ -173,6 +176,12 @@ class CalibrationBounds(Settings):
     """The figure itself, or both ends of its interval."""
     required: bool = False
     """Whether a lack of evidence refuses."""
+
+    @model_validator(mode="after")
+    def _has_what_it_judges(self) -> "CalibrationBounds":
+        if self.of != "raw" and self.judged_on == "interval":
+            raise ValueError("`judged_on: interval` goes with `of: raw`: calibrated figures have no interval")
+        return self
 
 
 class CoherenceBounds(Settings):
@@ -548,14 +557,19 @@ class _Judged:
         for target in targets:
             self._known_target(target, "registry.gate.calibration.targets")
             for metric, lowest, highest in wanted:
-                self._calibrated(bounds, target, metric, lowest, highest)
+                for of in ("raw", "calibrated") if bounds.of == "both" else (bounds.of,):
+                    self._calibrated(bounds, of, target, metric, lowest, highest)
 
     def _calibrated(
-        self, bounds: CalibrationBounds, target: str, metric: str, lowest: float | None, highest: float | None
+        self, bounds: CalibrationBounds, of: str, target: str, metric: str, lowest: float | None, highest: float | None
     ) -> None:
         name = f"calibration of {target}" if metric == "calibration" else f"{target}.{metric}"
-        figure_row = self._figures.get(target, {}).get(metric)
-        figure = figure_row.systems.get(MODEL) if figure_row else None
+        if of == "calibrated":
+            name += ", calibrated"
+            figure = self._calibrated_figure(target, metric)
+        else:
+            figure_row = self._figures.get(target, {}).get(metric)
+            figure = figure_row.systems.get(MODEL) if figure_row else None
         ends: tuple[float | None, float | None] = (None, None)
         if figure is not None:
             ends = (figure.low, figure.high) if bounds.judged_on == "interval" else (figure.value, figure.value)
@@ -563,7 +577,8 @@ class _Judged:
         required = f"at most {_number(highest)}" if lowest is None else f"{_number(lowest)} to {_number(highest)}"
         row = _Row(name, target, metric, higher=None)
         if figure is None or low is None or high is None:
-            self._add(name, "calibration", None, f"{name}: there is no figure, so {required} is not judged.", row)
+            why = f"there is no figure of the {of} predictions"
+            self._add(name, "calibration", None, f"{name}: {why}, so {required} is not judged.", row)
             if bounds.required:
                 self.required.add(name)
             return
@@ -571,9 +586,16 @@ class _Judged:
         passed = (lowest is None or low >= lowest) and high <= highest
         said = {"calibration": "mean prediction over mean label", "ece": "expected calibration error"}[metric]
         end = f"within {required}" if passed else f"not within {required}, as required"
-        text = f"{name}: {said} {_figure(figure, self.report.about.confidence)}: {end}."
+        text = f"{name}: {said}, {of} predictions, {_figure(figure, self.report.about.confidence)}: {end}."
         outside = lowest if lowest is not None and low < lowest else highest
         self._add(name, "calibration", passed, text, row, figure, outside)
+
+    def _calibrated_figure(self, target: str, metric: str) -> Figure | None:
+        """What the package's calibration gives on the rows of the report; None without a calibration."""
+        for line in self.report.calibration:
+            if line.target == target and line.chosen and line.split == self.report.about.split:
+                return Figure(value=line.ratio if metric == "calibration" else line.ece)
+        return None
 
     # What cannot be, what has moved, what the evaluation refused
 

@@ -100,6 +100,7 @@ def test_a_model_too_sure_of_itself_is_put_right_where_it_was_not_fitted() -> No
             assert after.ratio == pytest.approx(1, abs=0.05)
         assert chosen(lines, name).fitted_on.startswith("validation, 5 folds by user")
         assert "figures on test" in chosen(fresh, name).fitted_on
+        assert (chosen(lines, name).split, chosen(fresh, name).split) == (None, "test")
     assert chosen(lines, "click").rows == 12_000
     assert chosen(lines, "buy_given_click").rows == int(made().labels["click"].sum())
 

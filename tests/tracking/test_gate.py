@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from recmtl.errors import UserError
 from recmtl.findings import (
+    Calibration,
     Check,
     Coherence,
     Difference,
@@ -367,6 +368,51 @@ def test_calibration(figure_row: Row, make_report: Make) -> None:
     assert judge(report, narrow).decision == "refuse"
     missing = gate(compare=[], calibration={"targets": ["stars"], "required": True})
     assert judge(report, missing).decision == "refuse"
+
+
+def test_calibration_as_the_package_changes_it(figure_row: Row, make_report: Make) -> None:
+    """Raw figures are bad and the calibrated ones on test good; lines of the folds, and of what was not chosen, are
+    neither."""
+    line = Calibration(target="click", method="platt", rows=9, fitted_on="validation")
+    report = make_report(
+        figure_row("click", "calibration", 1.5),
+        figure_row("click", "ece", 0.3),
+        champion=False,
+        calibration=(
+            line.model_copy(update={"chosen": True, "ratio": 9.0, "ece": 0.9}),
+            line.model_copy(update={"method": "none", "ratio": 1.5, "ece": 0.3, "split": "test"}),
+            line.model_copy(update={"chosen": True, "ratio": 1.02, "ece": 0.01, "split": "test"}),
+        ),
+    )
+
+    def passed(**bounds: Any) -> dict[str, bool | None]:
+        return {c.name: c.passed for c in judge(report, gate(compare=[], calibration={"ece": 0.02, **bounds})).checks}
+
+    raw = {"calibration of click": False, "click.ece": False}
+    calibrated = {"calibration of click, calibrated": True, "click.ece, calibrated": True}
+    assert passed() == passed(of="raw") == raw
+    assert passed(of="calibrated") == calibrated
+    assert passed(of="both") == raw | calibrated
+    assert passed(of="calibrated", ece=0.005)["click.ece, calibrated"] is False
+    verdict = judge(report, gate(compare=[], calibration={"of": "both"}))
+    assert only(verdict, "calibration of click").text.startswith(
+        "calibration of click: mean prediction over mean label, raw predictions, 1.5"
+    )
+    assert only(verdict, "calibration of click, calibrated").text == (
+        "calibration of click, calibrated: mean prediction over mean label, calibrated predictions, 1.02: within 0.9 "
+        "to 1.1."
+    )
+
+
+def test_a_package_without_calibration_has_no_calibrated_figure(figure_row: Row, make_report: Make) -> None:
+    report = make_report(figure_row("click", "calibration", 1.0), champion=False)
+    verdict = judge(report, gate(compare=[], calibration={"of": "calibrated"}))
+    assert verdict.checks[0].passed is None
+    assert "no figure of the calibrated predictions" in verdict.checks[0].text
+    required = gate(compare=[], calibration={"of": "calibrated", "required": True})
+    assert judge(report, required).decision == "refuse"
+    with pytest.raises(ValidationError, match="calibrated figures have no interval"):
+        gate(calibration={"of": "both", "judged_on": "interval"})
 
 
 def test_coherence(make_report: Make) -> None:
