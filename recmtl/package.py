@@ -59,6 +59,7 @@ __all__ = [
     "check_output",
     "common_tasks",
     "load_package",
+    "recover_package",
     "replacing",
     "save_package",
     "verify_package",
@@ -340,7 +341,7 @@ def verify_package(folder: Path) -> Contents:
         RunError: a file is damaged, missing or not listed, or a name leads out of the folder; the package is of a newer
             format, or does not say what a package says.
     """
-    _recover(folder)
+    recover_package(folder)
     hashes = _read_hashes(folder)
     present = {
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
@@ -737,7 +738,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _recover(folder: Path) -> None:
+def recover_package(folder: Path) -> None:
     """Put back the package that :func:`replacing` had moved away when it was killed, where there is just one such."""
     if folder.exists():
         return

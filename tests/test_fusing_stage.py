@@ -149,6 +149,7 @@ def test_a_kill_before_the_package_is_saved_loses_nothing(here: Path, monkeypatc
             fuse(config, settings=FusionConfig(trials=6))
     assert verify_package(Path(PACKAGE)).digest == before
     assert set(json.loads(Path("runs/table/run.json").read_text())["done"]) == {"train"}
+    Path(PACKAGE).rename("runs/table/.package.0a1b2c3d.old")  # and killed again, a moment later
     fuse(config, settings=FusionConfig(trials=6))
     assert verify_package(Path(PACKAGE)).fusion is not None
 

@@ -109,7 +109,7 @@ def fuse(
         else:
             folder = data if data is not None else prepare(config, progress=progress).folder  # type: ignore[arg-type]
         manifest = Manifest.read_from(folder)
-        place = stack.enter_context(resolved(model, tracking_uri))
+        place = job.folder.package if job is not None else stack.enter_context(resolved(model, tracking_uri))
         work = Path(stack.enter_context(TemporaryDirectory(prefix="recmtl-")))
         settings.check(verify_package(place).tasks)  # what is wrong is said before anything is scored
         package = load_package(place, device=resolve_device(training.device))
