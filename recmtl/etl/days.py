@@ -77,7 +77,7 @@ from recmtl.settings import Settings
 from recmtl.statistics import Statistics
 from recmtl.tasks import Task, Tasks
 
-__all__ = ["DailyConfig", "Updated", "bounds", "prepare_day", "store_of", "update"]
+__all__ = ["DailyConfig", "Updated", "bounds", "longest_window", "prepare_day", "store_of", "update"]
 
 SPLIT_COLUMN = "split:day"
 """Which split a row is in."""
@@ -89,7 +89,7 @@ _FORMAT = 2
 _DAY = timedelta(days=1)
 _UTC = pl.Datetime("us", "UTC")
 _ROW_GROUP = 1 << 17
-_BESIDE = {"store", "moments", "champion_date", "keep", "warm_start", "fixed"}
+_BESIDE = {"store", "moments", "champion_date", "keep", "warm_start", "fixed", "held_out_seconds", "held_out_since"}
 """Fields that do not shape a dataset, or whose content does."""
 
 
@@ -120,8 +120,13 @@ class DailyConfig(Settings):
     """The day of evaluation; the pipeline sets it, and what follows."""
     fixed: bool = False
     """Whether the prepared rows that are there are the day's, whatever came to the logs since."""
-    judge_held_out: bool = True
-    """Whether the champion left the same held-out rows alone; where it did not, they are in no split."""
+    held_out_seconds: float | None = None
+    """How long a held-out row is left alone: the longest window of any task's label."""
+    held_out_since: Date | None = None
+    """The first day of whose held-out rows, as this config draws them, neither this model nor any that it began at was
+    trained on. An earlier one than the day where the champion's config held the same rows out."""
+    judge_from: Date | None = None
+    """The same with the champion's in sight: held-out rows of days before it are in no split."""
     moments: Path | None = None
     """The statistics by whose means and deviations numbers are standardised, as long as they fit: the champion's, so
     that a warm start computes what the champion does."""
@@ -255,11 +260,34 @@ def _as_it_is(
     return prepare_from(lambda: origin, data, features, tasks, name=name, folder=folder, progress=progress)
 
 
+def longest_window(source: Settings, tasks: Iterable[Task]) -> timedelta:
+    """From a row's impression until no label of any task can change.
+
+    Raises:
+        UserError: the source is no event log.
+    """
+    windows = _windows(_described(source))
+    return max((windows.get(task.label, timedelta(0)) for task in tasks), default=timedelta(0))
+
+
+def _windows(config: EventLogConfig) -> dict[str, timedelta]:
+    """Event → the longest time from the impression."""
+    windows = {IMPRESSION: timedelta(0)}
+    for name, (after, window) in chain(config).items():
+        windows[name] = windows[after] + window
+    return windows
+
+
 def _event_log(source: Settings, progress: Progress) -> EventLogConfig:
+    if isinstance(source, SyntheticConfig):
+        write_logs(source, progress)
+    return _described(source)
+
+
+def _described(source: Settings) -> EventLogConfig:
     if isinstance(source, EventLogConfig):
         return source
     if isinstance(source, SyntheticConfig):
-        write_logs(source, progress)
         return event_log_config(source)
     kind = getattr(source, "kind", type(source).__name__)
     raise UserError(f"data.source.kind: {kind}, but the daily pipeline reads event logs; describe yours as event_log")
@@ -299,10 +327,7 @@ class _Days:
             name: Follows(after, window, self.joins[name], self.reader.value(name))
             for name, (after, window) in chain(config).items()
         }
-        self.windows = {IMPRESSION: timedelta(0)}
-        """Event → the longest time from the impression."""
-        for name, event in self.follows.items():
-            self.windows[name] = self.windows[event.after] + event.window
+        self.windows = _windows(config)
         self._state = self._read_state()
 
     # What was read from which bytes.
@@ -659,8 +684,7 @@ class _Dataset:
         self._begin, self._end = bounds(daily.date, daily.timezone)
         self._known_at = {name: known_at(name) for name, event in days.follows.items() if event.value is not None}
         self._maturity = maturity_of(days.follows)
-        self._longest = max((days.windows.get(task.label, timedelta(0)) for task in tasks), default=timedelta(0))
-        """From a row's impression until no label of it can change."""
+        self._longest = longest_window(days.config, tasks)
         self._renames: dict[str, dict[str, str]] = {}
         back = max(daily.history, math.ceil(self._longest / _DAY) + 1)
         there = days.days()
@@ -770,7 +794,8 @@ class _Dataset:
         if held_out is not None:
             # Held out until the last window has closed; then rows like others.
             still = held_out & (pl.col("time") + self._longest > pl.lit(self._begin, _UTC))
-            judged = pl.lit("test") if self._daily.judge_held_out else pl.lit(None, pl.String)
+            first = self._daily.judge_from
+            judged = pl.lit("test" if first is None or day >= first else None, pl.String)
             named = pl.when(~still).then(named).when(self._became_known()).then(judged)
         return rows.with_columns(named.alias(column)).filter(pl.col(column).is_not_null()).drop(ROW)
 

@@ -27,7 +27,7 @@ import yaml
 
 from recmtl.config import RunConfig
 from recmtl.errors import RecmtlError, RefusedError, RunError, UserError
-from recmtl.etl.days import DailyConfig, store_of, update
+from recmtl.etl.days import DailyConfig, longest_window, store_of, update
 from recmtl.findings import Report, read_report
 from recmtl.locks import held
 from recmtl.manifest import Manifest
@@ -308,19 +308,27 @@ class _Day:
 
     def day_config(self) -> RunConfig:
         """The config of the day's run: an ordinary one, whose data are the dataset as of the day."""
+        longest = longest_window(self.config.data.source, self.config.tasks)
         changes: dict[str, Any] = {"date": self.day, "store": store_of(self.daily, self.config.name)}
+        changes["held_out_seconds"] = longest.total_seconds()
         training, evaluation = self.config.training, self.config.evaluation.model_copy(update={"champion": "none"})
+        since: date | None = None
         if self._state["champion"]["before"] is not None:
             package = self.folder / "champion"
-            its = _daily_of(package)
-            ours = self.daily.model_dump(mode="json")
-            changes["judge_held_out"] = all(its.get(key) == ours[key] for key in ("holdout", "seed", "timezone"))
+            since = self._left_alone_since(_daily_of(package), longest)
             changes["moments"] = self._moments(package)
             evaluation = evaluation.model_copy(update={"champion": str(package)})
             if self.daily.warm_start:
                 training = training.model_copy(update={"warm_start": str(package)})
         elif training.warm_start == "champion":
             training = training.model_copy(update={"warm_start": None})
+        own = self.day  # of a model of another origin nobody knows
+        if training.warm_start is None:
+            own = self.day - timedelta(days=self.daily.history + 1) - longest  # before anything that is read
+        elif since is not None and self.daily.warm_start:
+            own = since
+        changes["held_out_since"] = own
+        changes["judge_from"] = own if since is None else max(own, since)
         return self.config.model_copy(
             update={
                 "output": self.folder / "run",
@@ -330,6 +338,20 @@ class _Day:
                 "evaluation": evaluation,
             }
         )
+
+    def _left_alone_since(self, its: Mapping[str, Any], longest: timedelta) -> date:
+        """From which day on the champion, and all that it descends from, held out every row that this config does.
+
+        Args:
+            its: the ``daily`` section of its config.
+            longest: this config's longest window.
+        """
+        ours = self.daily.model_dump(mode="json")
+        same = all(its.get(key) == ours[key] for key in ("holdout", "seed", "timezone"))
+        seconds, since = its.get("held_out_seconds"), its.get("held_out_since")
+        if same and since is not None and seconds is not None and seconds >= longest.total_seconds():
+            return date.fromisoformat(str(since))
+        return self.day
 
     def _moments(self, package: Path) -> Path:
         """The champion's means and deviations of the numbers that it transforms as this config does."""

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from recmtl.errors import RunError, UserError
-from recmtl.etl.days import DailyConfig, Updated, bounds, prepare_day, update
+from recmtl.etl.days import DailyConfig, Updated, bounds, longest_window, prepare_day, update
 from recmtl.etl.prepare import DataConfig, Prepared
 from recmtl.etl.sources.event_log import EventLogConfig, files_of, read
 from recmtl.manifest import SPLITS
@@ -332,6 +332,25 @@ def test_no_row_is_judged_that_a_model_of_that_day_or_before_was_trained_on(tmp_
     assert earlier & set(range(5 * 60, 6 * 60)) <= trained_on(found)
 
 
+def test_held_out_rows_of_days_before_a_change_are_in_no_split(tmp_path: Path) -> None:
+    write(tmp_path, made_up_logs(10))
+    every = prepared(tmp_path, 8)
+    late = pl.col("time") >= bounds(day(8), "UTC")[0]
+    on_the_day, earlier = (rows_of(every, "test").filter(where) for where in (late, ~late))
+    assert set(earlier["time"].dt.date()) == {day(7)}
+    from_the_7th = prepared(tmp_path, 8, "from-7", daily={"judge_from": day(7)})
+    from_the_8th = prepared(tmp_path, 8, "from-8", daily={"judge_from": day(8)})
+    assert rows_of(from_the_7th, "test")["price"].to_list() == [*earlier["price"], *on_the_day["price"]]
+    assert rows_of(from_the_8th, "test")["price"].to_list() == on_the_day["price"].to_list()
+    assert trained_on(every) == trained_on(from_the_8th)
+
+
+def test_the_longest_window_is_that_of_a_chain_that_a_task_reads(tmp_path: Path) -> None:
+    assert longest_window(source(tmp_path), TASKS) == timedelta(days=2, minutes=30)
+    assert longest_window(source(tmp_path), TASKS[:2]) == timedelta(days=1, minutes=30)
+    assert longest_window(source(tmp_path), TASKS[:1]) == timedelta(minutes=30)
+
+
 def test_what_happened_later_is_not_in_the_day(tmp_path: Path) -> None:
     logs = made_up_logs(12)
     write(tmp_path, logs, until=9 * 86_400)
@@ -360,7 +379,7 @@ def test_a_day_is_built_once_and_again_after_a_late_event_of_its_own(tmp_path: P
 
 def test_without_a_holdout_slow_labels_are_not_judged(tmp_path: Path) -> None:
     write(tmp_path, made_up_logs(10))
-    for options in ({"holdout": 0.0}, {"judge_held_out": False}):
+    for options in ({"holdout": 0.0}, {"judge_from": day(8)}):
         test = prepared(tmp_path, 8, daily=options).manifest.splits["test"]
         assert test.tasks["click"].observed > 0
         assert test.tasks["purchase"].observed == 0
