@@ -4,21 +4,30 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from recmtl.config import RunConfig, parse_config
 from recmtl.errors import RunError, UserError
-from recmtl.package import load_package
+from recmtl.group import ONE
+from recmtl.manifest import Manifest
+from recmtl.model import build_model
+from recmtl.package import Package, load_package
 from recmtl.progress import Silent
 from recmtl.stages import daily as module
 from recmtl.stages.daily import DailyResult, backfill, daily
 from recmtl.stages.promoting import promote
+from recmtl.stages.warming import warm_start_job
+from recmtl.statistics import Statistics
 from recmtl.tracking.promotion import champion_of
+from recmtl.training.checkpoint import Checkpoints
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 ROOT = Path(__file__).parents[1]
@@ -315,6 +324,48 @@ def test_a_champion_of_another_origin_is_judged_from_the_day_that_is_stated(
     assert datetime.fromisoformat(ours["splits"]["test"]["time_range"][0]).date() == day(6)
 
 
+def test_held_out_rows_are_judged_that_no_model_of_the_line_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section: dict[str, Any] = {}
+    monkeypatch.setattr(module, "_daily_of", lambda _: section)
+    monkeypatch.setattr(module._Day, "_moments", lambda *_: None)
+
+    def held(number: int, *, champion: bool = True, window: str = "6h", **changes: Any) -> tuple[date, date]:
+        """The day's `held_out_since` and `judge_from`; its model is the champion of the next one."""
+        nonlocal section
+        config = config_of(tmp_path, daily=changes)
+        raw = config.data.source.model_dump(mode="json")
+        raw["events"]["purchase"]["window"] = window
+        source = type(config.data.source).model_validate(raw)
+        config = config.model_copy(update={"data": config.data.model_copy(update={"source": source})})
+        one = module._Day(config, day(number), tmp_path / str(number), Silent())
+        if champion:
+            one._state["champion"]["before"] = {"version": 1, "digest": None, "date": None}
+        found = one.day_config().daily
+        assert found is not None
+        section = found.model_dump(mode="json")
+        assert found.held_out_since is not None
+        assert found.judge_from is not None
+        return found.held_out_since, found.judge_from
+
+    # With no champion, nothing that is read was ever trained on.
+    assert held(10, champion=False) == (day(5), day(5))
+    assert held(11) == (day(5), day(5))
+    # Another seed: the champion trained on what is held out now; so did, a day later, what the champion began at.
+    assert held(12, seed=1) == (day(12), day(12))
+    assert held(13, seed=1) == (day(12), day(12))
+    # A longer window holds rows out for longer; a shorter one none that were not.
+    assert held(14, seed=1, window="2d") == (day(14), day(14))
+    assert held(15, seed=1) == (day(14), day(14))
+    assert held(16, seed=1, window="2d") == (day(16), day(16))
+    # A model from scratch descends from nobody; the champion of its day does.
+    assert held(17, seed=2, warm_start=False) == (day(12), day(17))
+    assert held(18, seed=2) == (day(12), day(12))
+    section = {key: value for key, value in section.items() if key != "held_out_since"}
+    assert held(19, seed=2) == (day(19), day(19))
+
+
 def test_one_process_at_a_time(shop: Path) -> None:
     from filelock import FileLock
 
@@ -353,3 +404,85 @@ def test_the_script_speaks_to_a_scheduler(shop: Path) -> None:
     assert json.loads(missing.stdout)["status"] == "failed"
     assert "no impression of" in missing.stderr
     assert script("--from", str(day(4))).returncode == 2
+
+
+@dataclass
+class OtherRank:
+    """Rank 1 of two, where rank 0 said what is given: the packages' digest last."""
+
+    said: list[Any]
+    rank: int = 1
+    size: int = 2
+
+    def broadcast(self, _: Any) -> Any:
+        return self.said.pop(0)
+
+
+def job_of(config: RunConfig, folder: Path, group: Any = ONE) -> tuple[Any, Any]:
+    """A job on a finished day's rows, about to train, and its model."""
+    prepared = folder / "run" / "daily" / str(day(5)) / "prepared"
+    manifest = Manifest.read_from(prepared)
+    statistics = Statistics.load(prepared / "statistics")
+    model = build_model(config.model, manifest.schema_, manifest.tasks_, statistics, seed=1)
+    job = SimpleNamespace(
+        config=config,
+        group=group,
+        leads=group.rank == 0,
+        folder=SimpleNamespace(checkpoints=folder / "checkpoints", identity="mine"),
+        manifest=manifest,
+        statistics=statistics,
+        progress=Silent(),
+        tracker=SimpleNamespace(tags=lambda _: None),
+    )
+    return job, model
+
+
+def warm(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"training": config.training.model_copy(update={"warm_start": "champion"})})
+
+
+def champions_package(first_days: tuple[Path, list[DailyResult]]) -> Package:
+    return load_package(first_days[1][1].folder / "run" / "package")
+
+
+def test_what_a_kill_left_unfinished_is_no_checkpoint_to_go_on_at(
+    first_days: tuple[Path, list[DailyResult]], tmp_path: Path
+) -> None:
+    shutil.copytree(first_days[0], tmp_path, dirs_exist_ok=True)
+    config = warm(config_of(tmp_path))
+    theirs = champions_package(first_days).model.tensors()
+    for remains in (".unfinished-step-000000010-00", "best-000000010-0123456789ab"):
+        (tmp_path / "checkpoints" / remains).mkdir(parents=True)
+        job, model = job_of(config, tmp_path)
+        warm_start_job(job, model)
+        own = model.tensors()
+        heads = [name for name in own if name.startswith("heads.")]
+        assert heads
+        assert all(torch.equal(own[name], theirs[name]) for name in heads)
+    # With a checkpoint that is whole training goes on, and the model is left as it is.
+    place = Checkpoints(tmp_path / "checkpoints", keep=1, identity="mine", progress=Silent())
+    place.save(10, {"weight": torch.ones(1)}, {})
+    job, model = job_of(config, tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.tensors().items()}
+    warm_start_job(job, model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.tensors().items())
+
+
+def test_all_ranks_begin_at_the_package_that_rank_0_found(
+    first_days: tuple[Path, list[DailyResult]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recmtl.stages import warming
+
+    def asked(*_: Any, **__: Any) -> None:
+        raise AssertionError("rank 0 alone asks who the champion is")
+
+    config, digest = warm(config_of(first_days[0])), champions_package(first_days).contents.digest
+    job, model = job_of(config, first_days[0])
+    assert warming._champion(job) == "models:/shop-ranker/2"
+    monkeypatch.setattr(warming, "champion_of", asked)
+    monkeypatch.setattr(warming, "_resumes", lambda _: False)
+    job, model = job_of(config, first_days[0], OtherRank(["models:/shop-ranker/2", digest]))
+    warm_start_job(job, model)
+    job, model = job_of(config, first_days[0], OtherRank(["models:/shop-ranker/1", digest]))
+    with pytest.raises(RunError, match=f"on rank 1 and {digest[:12]} on rank 0"):
+        warm_start_job(job, model)
