@@ -213,6 +213,25 @@ def test_several_models_stand_beside_each_other(here: Path) -> None:
     }
 
 
+def test_a_champion_with_a_task_that_is_no_more_is_compared_on_the_others(here: Path) -> None:
+    rows = pl.read_parquet(here / "rows.parquet").with_columns(liked=(pl.col("item_id") % 2))
+    rows.write_parquet(here / "two.parquet")
+    data = {"source": {"kind": "table", "path": "two.parquet"}, "prepared": "two"}
+    tasks = [{"name": name, "kind": "binary", "label": name} for name in ("click", "liked")]
+    quick = {
+        "champion": "none",
+        "importance": {"enabled": False},
+        "guards": {"allow": {"feature_tells_label": "a test"}},
+    }
+    two = config_of(name="two", data=data, tasks=tasks, evaluation=quick, training={"epochs": 1})
+    stages.train(two)
+    result = stages.evaluate(config_of(), model="runs/table", champion="runs/two", output=here / "fewer")
+    report = report_of(result)
+    (auc,) = [row for row in report.figures if row.metric == "auc"]
+    assert auc.systems["champion"].value is not None
+    assert any(note.startswith("champion: ") and "liked" in note for note in report.notes)
+
+
 def test_a_large_split_goes_by_way_of_files(here: Path) -> None:
     small = stages.evaluate(model="runs/table", data=here / "prepared", output=here / "in_memory")
     config = config_of(

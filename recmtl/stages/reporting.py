@@ -6,7 +6,7 @@ In: prepared data and the packages that are judged on it, the one that the repor
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +39,7 @@ from recmtl.findings import About, Calibration, Check, Curve, Drift, Epoch, Fusi
 from recmtl.loading import Loader
 from recmtl.manifest import Manifest, inside
 from recmtl.metrics import METRICS
-from recmtl.package import Package
+from recmtl.package import Package, common_tasks
 from recmtl.progress import Progress, Silent
 from recmtl.statistics import Statistics
 from recmtl.tracking.gate import GateConfig, judge
@@ -68,7 +68,8 @@ class Contender:
         """A split's rows as this model reads them, in the split's order."""
         if self.encoded is not None:
             return self.encoded(split)
-        return self.package.loader(rows.folder, rows.manifest, split)
+        tasks = None if self.system == MODEL else common_tasks(self.package, rows.manifest)[0]
+        return self.package.loader(rows.folder, rows.manifest, split, tasks=tasks)
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,9 @@ class _Evaluation:
 
     def run(self, gate: GateConfig | None, *, validation: bool) -> tuple[Report, dict[str, Any]]:
         """Score, measure, judge."""
-        scored = {system: self._score(one, self.split) for system, one in self.contenders.items()}
+        whole = {system: self._score(one, self.split) for system, one in self.contenders.items()}
+        fused = {name: score for name, rows in whole.items() if (score := self._fused(name, rows)) is not None}
+        scored = {system: self._common(system, rows) for system, rows in whole.items()}
         mine = scored[MODEL]
         truth = self.rows.truth(self.split)
         measured = measure_systems(
@@ -213,11 +216,23 @@ class _Evaluation:
             folder=self.work("sorted"),
         )
         columns = self._columns()
-        report = self._report(scored, measured, columns)
+        report = self._report(scored, fused, measured, columns)
         if gate is not None and self.story.undecided is None:
             verdict = judge(report, gate, self._trial(gate, mine))
             report = report.model_copy(update={"verdict": verdict})
         return report, record
+
+    def _common(self, system: str, scored: Scored) -> Scored:
+        """A system's predictions for the tasks that mean the same in these data; of the others there are no labels."""
+        if system == MODEL:
+            return scored
+        package = self.contenders[system].package
+        names, differences = common_tasks(package, self.manifest)
+        self.notes += [f"{system}: {sentence}." for sentence in differences]
+        kept = {column for name in names for column in package.tasks.prediction_columns(name)}
+        return replace(
+            scored, predictions={column: values for column, values in scored.predictions.items() if column in kept}
+        )
 
     def _score(self, contender: Contender, split: str) -> Scored:
         name = split if contender.system == MODEL else f"{split} by {contender.system}"
@@ -242,7 +257,13 @@ class _Evaluation:
             work=self.work("slices"),
         )
 
-    def _report(self, scored: Mapping[str, Scored], measured: Measurements, columns: Sequence[SliceColumn]) -> Report:
+    def _report(
+        self,
+        scored: Mapping[str, Scored],
+        fused: Mapping[str, NDArray[np.float32]],
+        measured: Measurements,
+        columns: Sequence[SliceColumn],
+    ) -> Report:
         settings, model = self.settings, self.package
         mine = scored[MODEL]
         figures = measured.figures()
@@ -255,7 +276,7 @@ class _Evaluation:
             folder=self.work("sliced"),
         )
         self.notes += sliced.notes
-        ranked, coverage = self._ranking(scored)
+        ranked, coverage = self._ranking(scored, fused)
         gate_rows, experts = gates(
             model.model,
             self.model.loader(self.rows, self.split),
@@ -340,7 +361,7 @@ class _Evaluation:
             confidence=self.settings.intervals.confidence,
         )
 
-    def _ranking(self, scored: Mapping[str, Scored]) -> tuple[Any, Any]:
+    def _ranking(self, scored: Mapping[str, Scored], fused: Mapping[str, NDArray[np.float32]]) -> tuple[Any, Any]:
         config = self.settings.ranking
         if config is None:
             return (), ()
@@ -355,7 +376,7 @@ class _Evaluation:
             group,
             by,
             config,
-            fused={name: score for name, rows in scored.items() if (score := self._fused(name, rows)) is not None},
+            fused=fused,
             items=item_codes(self.folder, self.manifest, self.split, work=self.work("items")),
             confidence=self.settings.intervals.confidence,
         )

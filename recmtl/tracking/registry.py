@@ -24,7 +24,7 @@ from recmtl.answering import Params
 from recmtl.errors import NotRegisteredError, RecmtlError, RunError, UserError
 from recmtl.findings import Report, read_report
 from recmtl.manifest import file_hash
-from recmtl.package import Contents, verify_package
+from recmtl.package import Contents, recover_package, verify_package
 from recmtl.settings import Settings
 from recmtl.tracking.base import RegisteredVersion, redact, store_uri
 from recmtl.tracking.card import model_card
@@ -462,6 +462,7 @@ def _locate(client: Any, model: str) -> tuple[str, str | None]:
 def _local(model: str) -> Path:
     folder = Path(model).expanduser()
     for candidate in (folder, folder / "package", folder / "artifacts" / "package"):
+        recover_package(candidate)
         if (candidate / "hashes.json").is_file():
             verify_package(candidate)
             return candidate
