@@ -417,7 +417,7 @@ class _Day:
                     "run again, and the day begins anew against it"
                 ) from error
             self._state["stages"]["promote"].update(status="refused")
-            return "refused", "; ".join((str(error), *error.reasons))
+            return "refused", str(error)
         self._state["champion"]["after"] = {
             "version": self._state["version"],
             "digest": verify_package(self.folder / "run" / "package").digest,
