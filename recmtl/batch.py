@@ -5,9 +5,9 @@ carries its three tensors and becomes TorchRec's own with :meth:`SparseBatch.to_
 which pair with one torch build each, out of the way of serving.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-__all__ = ["Batch", "SparseBatch"]
+__all__ = ["Batch", "FeatureValues", "SparseBatch"]
+
+
+class FeatureValues(NamedTuple):
+    """One sparse feature of a batch."""
+
+    feature: str
+    values: Tensor
+    """(n,) int64: embedding table rows."""
+    lengths: Tensor
+    """(B,) int32: how many of them each example has."""
+    weights: Tensor | None
+    """(n,) float32; None when no feature of the schema is a weighted bag."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,15 @@ class SparseBatch:
             return list(self.sizes)
         per_feature: list[int] = self.lengths.view(len(self.keys), self.batch_size).sum(dim=1).tolist()
         return per_feature
+
+    def by_feature(self) -> Iterator["FeatureValues"]:
+        """The features one by one, in order; no copies."""
+        if not self.keys:
+            return
+        sizes = self.feature_sizes()
+        weights = (None,) * len(sizes) if self.weights is None else torch.split(self.weights, sizes)
+        lengths_FB = self.lengths.view(len(self.keys), self.batch_size)
+        yield from map(FeatureValues, self.keys, torch.split(self.values, sizes), lengths_FB, weights)
 
     @property
     def batch_size(self) -> int:

@@ -164,22 +164,18 @@ def described(schema: Schema) -> tuple[InputTensor, ...]:
 def inputs(batch: Batch, schema: Schema) -> dict[str, Tensor]:
     """A batch as an exported model takes it, by the names of :func:`described`."""
     found: dict[str, Tensor] = {}
-    sparse = batch.sparse
-    if sparse.keys:
-        sizes = sparse.feature_sizes()
-        lengths_FB = sparse.lengths.view(len(sparse.keys), batch.size)
-        values = dict(zip(sparse.keys, torch.split(sparse.values, sizes), strict=True))
-        lengths = dict(zip(sparse.keys, lengths_FB.long(), strict=True))
-        split = () if sparse.weights is None else torch.split(sparse.weights, sizes)
-        weights = dict(zip(sparse.keys, split, strict=False))
+    features = {one.feature: one for one in batch.sparse.by_feature()}
     for each in described(schema):
         name, _, part = each.name.rpartition(".")
         if part in ("ids", "values"):
-            found[each.name] = values[name].long().contiguous()
+            found[each.name] = features[name].values.long().contiguous()
         elif part == "offsets":
-            found[each.name] = lengths[name].cumsum(0) - lengths[name]
+            lengths = features[name].lengths.long()
+            found[each.name] = lengths.cumsum(0) - lengths
         elif part == "weights":
-            found[each.name] = weights[name].contiguous()
+            weights = features[name].weights
+            assert weights is not None, "a schema with a weighted bag gives every batch weights"
+            found[each.name] = weights.contiguous()
         else:
             found[each.name] = batch.dense
     return found

@@ -43,7 +43,7 @@ from recmtl.metrics.ece import Bin, reliability
 from recmtl.statistics import Statistics
 from recmtl.tasks import TaskKind, Tasks
 
-__all__ = ["HEADLINE", "NOT_RESAMPLED", "Measurements", "figures", "measure_systems"]
+__all__ = ["HEADLINE", "NOT_RESAMPLED", "Measurements", "measure_systems"]
 
 NOT_RESAMPLED = frozenset({"ece"})
 """Metrics without an interval."""
@@ -108,19 +108,6 @@ class Measurements:
     def values(self, system: str) -> TaskMetrics:
         """Target to counts and metrics; a target that the system does not predict is left out."""
         return {one.target.key: dict(one.values[system]) for one in self.measured if system in one.values}
-
-
-def figures(
-    scored: Mapping[str, Scored],
-    tasks: Tasks,
-    statistics: Statistics | None = None,
-    truth: Truth | None = None,
-    settings: IntervalsConfig | None = None,
-    *,
-    folder: Path | None = None,
-) -> tuple[FigureRow, ...]:
-    """The report's table of figures: :func:`measure_systems`, for those who need nothing else of it."""
-    return measure_systems(scored, tasks, statistics, truth, settings, folder=folder).figures()
 
 
 def measure_systems(

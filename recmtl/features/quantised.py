@@ -116,15 +116,9 @@ class QuantisedTables(nn.Module):
         Raises:
             RuntimeError, IndexError: a table row out of bounds.
         """
-        if not sparse.keys:
-            return {}
-        sizes = sparse.feature_sizes()
-        lengths_FB = sparse.lengths.view(len(sparse.keys), sparse.batch_size)
-        values = torch.split(sparse.values, sizes)
-        weights = (None,) * len(sizes) if sparse.weights is None else torch.split(sparse.weights, sizes)
         return {
             feature: self._pool(feature, values_N, lengths_B, weights_N)
-            for feature, values_N, lengths_B, weights_N in zip(sparse.keys, values, lengths_FB, weights, strict=True)
+            for feature, values_N, lengths_B, weights_N in sparse.by_feature()
         }
 
     def joined(self, sparse: SparseBatch, features: Sequence[str]) -> Tensor:

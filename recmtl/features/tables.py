@@ -192,13 +192,9 @@ class PlainTables(nn.Module):
                 feature: F.embedding(values_B, self._table(self._table_of[feature]))
                 for feature, values_B in zip(sparse.keys, sparse.values.view(len(sparse.keys), -1), strict=True)
             }
-        lengths_FB = sparse.lengths.view(len(sparse.keys), sparse.batch_size)
-        sizes = sparse.feature_sizes()
-        values = torch.split(sparse.values, sizes)
-        weights = (None,) * len(sizes) if sparse.weights is None else torch.split(sparse.weights, sizes)
         return {
             feature: self._pool(feature, values_N, lengths_B, weights_N)
-            for feature, values_N, lengths_B, weights_N in zip(sparse.keys, values, lengths_FB, weights, strict=True)
+            for feature, values_N, lengths_B, weights_N in sparse.by_feature()
         }
 
     def joined(self, sparse: SparseBatch, features: Sequence[str]) -> Tensor:

@@ -123,6 +123,7 @@ def evaluate_job(job: Job, *, champion: str | None = None) -> None:
             config.evaluation,
             story,
             gate=config.registry.gate if config.registry is not None else None,
+            validation="validation" not in metrics,  # training measured it, of this very package
             work=job.folder.path,
             progress=job.progress,
         )

@@ -9,7 +9,7 @@ from recmtl.comparing import holm
 from recmtl.errors import RunError
 from recmtl.evaluation import evaluate, evaluation_record
 from recmtl.evaluation.evaluate import examples, targets
-from recmtl.evaluation.figures import figures, measure_systems
+from recmtl.evaluation.figures import measure_systems
 from recmtl.evaluation.influence import clustered, clustered_difference
 from recmtl.evaluation.intervals import IntervalsConfig
 from recmtl.evaluation.spill import Spill
@@ -17,6 +17,10 @@ from recmtl.metrics import metrics_for
 
 BOOTSTRAP = IntervalsConfig(draws=60)
 INFLUENCE = IntervalsConfig(bootstrap_rows=0)
+
+
+def figures(*arguments, **options):
+    return measure_systems(*arguments, **options).figures()
 
 
 @pytest.fixture
