@@ -38,7 +38,7 @@ from recmtl.tasks import Task, Tasks
 
 __all__ = ["DataConfig", "Origin", "Prepared", "prepare", "prepare_from"]
 
-VERSION = 4
+VERSION = 5
 """Raised with every change of what a prepared dataset holds, so that older ones are built anew."""
 
 _SAMPLED_EVERY = 16
@@ -66,6 +66,9 @@ class DataConfig(Settings):
     """Raw columns to keep with validation and test rows though no feature reads them: for slices, or another model."""
     max_rejected: float = Field(default=0.05, ge=0, le=1)
     """Share of an input's rows that may be quarantined; more stops the run."""
+    max_invalid: float = Field(default=0.05, ge=0, le=1)
+    """Share of a column's given values that may be invalid, for every column that a task or a feature reads; more stops
+    the run. Below it each such value is missing (of a label: masked), counted, and kept in ``rejected/``."""
     rows_per_shard: int = Field(default=500_000, ge=1)
     """Rows of a shard, which are in memory at once."""
 
