@@ -31,8 +31,9 @@ import torch
 
 from recmtl.batch import Batch
 from recmtl.errors import RunError
-from recmtl.etl.encode import Encoder
+from recmtl.etl.convert import RowEncoder
 from recmtl.manifest import Manifest, Shard, file_hash, inside
+from recmtl.reading import Unread
 from recmtl.rows import Bags, Ints, InTurn, Layout, Rows
 from recmtl.schema import Schema
 from recmtl.statistics import Statistics
@@ -131,7 +132,10 @@ class Loader:
         self.schema = manifest.schema_ if encoder is None else encoder[0]
         self.pin_memory = pin_memory
         self._layout = Layout(self.schema, self.tasks)
-        self._encoder = None if encoder is None else Encoder(*encoder)
+        self._encoder = None if encoder is None else RowEncoder(*encoder)
+        self.unread: dict[str, Unread] = {}
+        """With an encoder: column → its values that the encoder's model cannot read as in its training."""
+        self._noting = threading.Lock()
         self._shards = manifest.splits[split].shards
         self._raw_shards = manifest.splits[split].raw_shards
         if encoder is not None and len(self._raw_shards) != len(self._shards):
@@ -285,6 +289,16 @@ class Loader:
                     groups.append(_RowGroup(index, number, rows))
         return groups
 
+    def _encode(self, raw: pl.DataFrame) -> pl.DataFrame:
+        assert self._encoder is not None
+        found: dict[str, Unread] = {}
+        rows = self._encoder.rows(raw, found)
+        if found:
+            with self._noting:
+                for name, unread in found.items():
+                    self.unread[name] = unread.joined(self.unread[name]) if name in self.unread else unread
+        return rows
+
     def _read(self, group: "_RowGroup", start: int, into: Rows) -> dict[str, Bags]:
         """Write a row group into a window's matrices, from row ``start`` on."""
         columns = self._layout.columns if self._encoder is None else self._layout.labels
@@ -297,7 +311,7 @@ class Loader:
                 raise RunError(
                     f"{self.folder / self._raw_shards[group.shard].path}: not row for row the encoded shard's"
                 )
-            chunks |= _columns(self._encoder.rows(raw).to_arrow())
+            chunks |= _columns(self._encode(raw).to_arrow())
         return self._layout.write(chunks, into, start)
 
     def _read_group(self, shard: Shard, number: int, columns: Sequence[str] | None) -> pa.Table:

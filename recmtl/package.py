@@ -6,7 +6,7 @@ encodes raw rows as training did and predicts. Neither TorchRec nor FBGEMM is ne
     hashes.json             every other file's SHA-256; their hash is the package's digest
     package.json            features, tasks, the model's config, key columns, the data's fingerprint, versions
     model.safetensors       every learned tensor, by name
-    statistics/             vocabularies and moments fitted on train
+    statistics/             vocabularies and moments fitted on train; reading.json: how raw values were read
     config.resolved.yaml    the run that made it
     calibration.json        what calibrated predictions are made by (recmtl.calibration); where there is one
     fusion.json             what the column ``score`` is made by (recmtl.fusion); where there is one
@@ -17,13 +17,14 @@ Names in ``hashes.json`` may not leave the folder, and every file must be listed
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,12 +40,14 @@ from pydantic import ValidationError
 import recmtl
 from recmtl.calibration import Calibrations
 from recmtl.errors import RunError, UserError
+from recmtl.etl.convert import RowEncoder
 from recmtl.etl.encode import Encoder
 from recmtl.features.quantised import Quantised, QuantisedTables
 from recmtl.fusion import SCORE, Fusion
 from recmtl.loading import Loader, to_batch
 from recmtl.manifest import Columns, Manifest, file_hash, inside
 from recmtl.model import Model, ModelConfig, build_model
+from recmtl.reading import NumberStyle, Reading, Unread
 from recmtl.schema import Feature, Schema
 from recmtl.settings import Settings
 from recmtl.statistics import Statistics
@@ -70,9 +73,14 @@ __all__ = [
 
 _HASHES, _ABOUT, _WEIGHTS, _CONFIG = "hashes.json", "package.json", "model.safetensors", "config.resolved.yaml"
 _CALIBRATION, _FUSION, _QUANTISED = "calibration.json", "fusion.json", "quantised.json"
-_FORMAT = 1
+_FORMAT = 2
+"""Of what is written. Format 1 has no ``statistics/reading.json``: its rows are encoded as they arrive."""
+_KNOWN = (1, 2)
+_READING = "statistics/reading.json"
 _ROW = "recmtl:row"
 """Keeps the number of rows where a frame has none of the model's columns; no feature's column may be called so."""
+_warned: set[str] = set()
+"""Digests of the packages of format 1 that were spoken of; once is enough."""
 _LARGEST_LISTING = 1 << 24
 """Bytes of ``hashes.json`` beyond which it is none."""
 _Part = TypeVar("_Part", Calibrations, Fusion, Quantised)
@@ -179,6 +187,7 @@ def save_package(
     from safetensors.torch import save_file
 
     about = _About(
+        format=1 if statistics.reading is None else _FORMAT,
         features=tuple(schema.values()),
         tasks=tuple(tasks.values()),
         model=dict(config["model"]),
@@ -328,7 +337,8 @@ def _linked(source: str, target: str) -> str:
 
 
 def _write_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
-    (folder / _HASHES).write_text(json.dumps({"format": _FORMAT, "files": hashes}, indent=2) + "\n")
+    listing = {"format": _FORMAT if _READING in hashes else 1, "files": hashes}
+    (folder / _HASHES).write_text(json.dumps(listing, indent=2) + "\n")
 
 
 def verify_package(folder: Path) -> Contents:
@@ -410,12 +420,14 @@ def _read_hashes(folder: Path) -> dict[str, str]:
         if path.stat().st_size > _LARGEST_LISTING:
             raise ValueError("too large")
         listing = json.loads(path.read_text())
-        if listing["format"] != _FORMAT:
+        if listing["format"] not in _KNOWN:
             raise RunError(
                 f"{folder}: format {listing['format']} of packages is not known to recmtl {recmtl.__version__}; "
                 "install the recmtl that made it, or a newer one"
             )
         hashes = dict(listing["files"].items())
+        if listing["format"] > 1 and _READING not in hashes:
+            raise RunError(f"{folder}: this package lists no {_READING}, which says how raw values are read")
         if not all(isinstance(hash_, str) and re.fullmatch("[0-9a-f]{64}", hash_) for hash_ in hashes.values()):
             raise ValueError("a hash is none")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -438,6 +450,14 @@ def load_package(folder: Path, *, device: torch.device | str = "cpu") -> "Packag
     from safetensors.torch import load_file
 
     statistics = Statistics.load(folder / "statistics")
+    if statistics.reading is None and contents.digest not in _warned:
+        _warned.add(contents.digest)
+        logging.getLogger("recmtl").warning(
+            "%s: this package is of format 1, which does not record how raw values were read in training (separator, "
+            "encoding, missing texts, units and zones of times, types); give rows as the training data had them, or "
+            "train it anew",
+            folder,
+        )
     try:
         config = ModelConfig.model_validate(dict(contents.model))
         tensors = load_file(str(folder / _WEIGHTS))
@@ -487,14 +507,37 @@ class Package:
         return self.contents.prediction_columns
 
     @cached_property
-    def _encoder(self) -> Encoder:
-        return Encoder(self.schema, self.statistics)
+    def _encoder(self) -> RowEncoder:
+        return RowEncoder(self.schema, self.statistics)
 
-    def encode(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Raw rows as the model reads them: the feature columns of :mod:`recmtl.manifest`.
+    @property
+    def reading(self) -> Reading | None:
+        """How raw values were read in training; None: a package of format 1, which does not say."""
+        return self.statistics.reading
+
+    def read_as(self, style: NumberStyle) -> "Package":
+        """The same model for rows whose text writes numbers in another style than the training data.
 
         Raises:
-            UserError: a column cannot be what the schema says; names feature, column and type.
+            UserError: a package of format 1.
+        """
+        if self.reading is None:
+            raise UserError(f"{self.contents.folder}: a package of format 1 reads numbers with a decimal point alone")
+        columns = {name: how.model_copy(update={"style": style}) for name, how in self.reading.columns.items()}
+        reading = self.reading.model_copy(update={"columns": columns})
+        return Package(self.contents, replace(self.statistics, reading=reading), self.model, device=self.device)
+
+    def encode(self, frame: pl.DataFrame, *, unread: dict[str, Unread] | None = None) -> pl.DataFrame:
+        """Raw rows as the model reads them: the feature columns of :mod:`recmtl.manifest`.
+
+        Args:
+            frame: raw columns under the names that the training data had.
+            unread: is added what cannot be read as in training, by column, and counts as missing; None: such rows are
+                refused.
+
+        Raises:
+            UserError: a column cannot be what the schema says; names feature, column and type. A value cannot be read
+                as in training, and ``unread`` is None; names column, values and what to do.
         """
         # A column without any value has whatever type its file or frame gave it: it is missing, not of a wrong type.
         present = [
@@ -504,12 +547,13 @@ class Package:
         ]
         rows = frame.select(pl.int_range(frame.height, dtype=pl.Int64).alias(_ROW), *present)
         try:
-            return self._encoder.rows(rows)
+            return self._encoder.rows(rows, unread)
         except pl.exceptions.PolarsError as error:
             raise self._blame(rows, error) from error
 
     def _blame(self, rows: pl.DataFrame, error: Exception) -> UserError:
         """Which feature it was that could not be encoded."""
+        rows, _ = self._encoder.converted(rows)
         for feature in self.schema.values():
             alone = Encoder(Schema([feature]), self.statistics)
             try:
@@ -531,6 +575,7 @@ class Package:
         calibrated: bool = False,
         fused: bool | None = None,
         batch_rows: int = 8192,
+        unread: dict[str, Unread] | None = None,
     ) -> pl.DataFrame:
         """Predictions for raw rows.
 
@@ -539,6 +584,7 @@ class Package:
             calibrated: give calibrated probabilities; the score is the same either way.
             fused: give the column ``score``; None: where the package has a fusion.
             batch_rows: rows scored at a time.
+            unread: as for :meth:`encode`.
 
         Returns:
             :attr:`prediction_columns` in the order of the rows, Float32: probabilities, expectations, label units; last
@@ -552,12 +598,14 @@ class Package:
         }
         empty = pl.DataFrame(self.contents.outputs(none, calibrated=calibrated, fused=fused))
         starts = range(0, frame.height, batch_rows)
-        parts = [self._predict(frame.slice(start, batch_rows), calibrated, fused) for start in starts]
+        parts = [self._predict(frame.slice(start, batch_rows), calibrated, fused, unread) for start in starts]
         return pl.concat([empty, *parts])
 
     @torch.inference_mode()
-    def _predict(self, frame: pl.DataFrame, calibrated: bool, fused: bool | None) -> pl.DataFrame:
-        batch = to_batch(self.encode(frame), self.schema, None).to(self.device)
+    def _predict(
+        self, frame: pl.DataFrame, calibrated: bool, fused: bool | None, unread: dict[str, Unread] | None
+    ) -> pl.DataFrame:
+        batch = to_batch(self.encode(frame, unread=unread), self.schema, None).to(self.device)
         predictions = self.model.predictions(self.model(batch))
         arrays = {name: values.float().cpu().numpy() for name, values in predictions.items()}
         return pl.DataFrame(self.contents.outputs(arrays, calibrated=calibrated, fused=fused))

@@ -15,8 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recmtl.errors import RunError
+from recmtl.reading import Reading
 
 __all__ = ["LabelStatistics", "NumberStatistics", "Profile", "Statistics", "Vocabulary"]
+
+_READING = "reading.json"
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,15 @@ class Statistics:
     train_rows: int = 0
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     """By feature name; empty in statistics from before there were any."""
+    reading: Reading | None = None
+    """How the columns that the features read were read; None in statistics of recmtl 0.1, which did not record it."""
 
     def save(self, folder: Path) -> None:
-        """Write ``statistics.json`` and ``vocabulary/TABLE.parquet`` (value, count) under ``folder``."""
+        """Write ``statistics.json``, ``reading.json`` and ``vocabulary/TABLE.parquet`` (value, count).
+
+        Args:
+            folder: where to; made where it is not there.
+        """
         (folder / "vocabulary").mkdir(parents=True, exist_ok=True)
         for name, vocabulary in self.tables.items():
             columns = {
@@ -127,6 +136,8 @@ class Statistics:
             "profiles": {name: asdict(profile) for name, profile in self.profiles.items()},
         }
         (folder / "statistics.json").write_text(json.dumps(rest, indent=2) + "\n")
+        if self.reading is not None:
+            (folder / _READING).write_text(self.reading.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "Statistics":
@@ -143,7 +154,9 @@ class Statistics:
                     raise ValueError(f"{name!r} is no table name")
                 columns = pq.read_table(folder / "vocabulary" / f"{name}.parquet").to_pydict()
                 tables[name] = Vocabulary(tuple(columns["value"]), tuple(columns["count"]), other["dropped"])
+            reading = folder / _READING
             return cls(
+                reading=Reading.model_validate_json(reading.read_text()) if reading.is_file() else None,
                 tables=tables,
                 numbers={n: NumberStatistics(**_tupled(v, "quantiles")) for n, v in rest["numbers"].items()},
                 labels={n: LabelStatistics(**_tupled(v, "distribution")) for n, v in rest["labels"].items()},
@@ -172,6 +185,8 @@ class Statistics:
         if self.profiles:  # so that statistics from before there were any keep their fingerprint
             profiles = {name: asdict(profile) for name, profile in self.profiles.items()}
             digest.update(json.dumps(profiles, sort_keys=True).encode())
+        if self.reading is not None:
+            digest.update(self.reading.model_dump_json().encode())
         return digest.hexdigest()
 
 

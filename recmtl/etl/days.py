@@ -38,7 +38,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -55,7 +55,7 @@ from recmtl.etl.ingest import ROW, Ingested, distinct_names, join_table, one_typ
 from recmtl.etl.label import IMPRESSION, Follows, label
 from recmtl.etl.mask import LabelTimes, known_since
 from recmtl.etl.partition import BUCKET_BYTES, bucket_count
-from recmtl.etl.prepare import VERSION, DataConfig, Origin, Prepared, prepare_from
+from recmtl.etl.prepare import VERSION, DataConfig, Origin, Prepared, prepare_from, uses_of
 from recmtl.etl.sources import LabelledLog
 from recmtl.etl.sources.base import TimeZone
 from recmtl.etl.sources.event_log import (
@@ -66,12 +66,15 @@ from recmtl.etl.sources.event_log import (
     known_at,
     maturity_of,
     one_item_a_request,
+    unread_of,
     with_label,
 )
 from recmtl.etl.sources.synthetic import SyntheticConfig, default_features, event_log_config, write_logs
+from recmtl.etl.validate import TimeUnit, Uses
 from recmtl.locks import held
 from recmtl.manifest import Columns, Manifest, file_hash
 from recmtl.progress import Progress
+from recmtl.reading import Unread
 from recmtl.schema import Feature
 from recmtl.settings import Settings
 from recmtl.statistics import Statistics
@@ -85,7 +88,7 @@ SPLIT_COLUMN = "split:day"
 Date = date
 """A field called ``date`` hides the type."""
 
-_FORMAT = 2
+_FORMAT = 3
 _DAY = timedelta(days=1)
 _UTC = pl.Datetime("us", "UTC")
 _ROW_GROUP = 1 << 17
@@ -158,9 +161,7 @@ class Updated:
     files_read: int
 
 
-def update(
-    source: Settings, daily: DailyConfig, store: Path, progress: Progress, *, labels: Collection[str]
-) -> Updated:
+def update(source: Settings, daily: DailyConfig, store: Path, progress: Progress, *, uses: Uses) -> Updated:
     """Bring the store of days up to the logs; what has not changed is neither read nor rebuilt.
 
     Args:
@@ -168,14 +169,14 @@ def update(
         daily: where a day begins.
         store: the folder.
         progress: where to show it.
-        labels: columns that tasks read their labels from.
+        uses: what the columns are used for.
 
     Raises:
         UserError: another source, or a log that cannot be read.
         RunError: a file changed while it was read.
     """
     with _held(store, progress):
-        days = _Days(_event_log(source, progress), daily, store, progress, labels)
+        days = _Days(_event_log(source, progress), daily, store, progress, uses)
         return days.update()
 
 
@@ -204,12 +205,12 @@ def prepare_day(
     if daily.fixed and (found := _as_it_is(data, features, tasks, name=name, folder=folder, progress=progress)):
         return found
     store = store_of(daily, name)
-    wanted = frozenset(task.label for task in tasks)
+    uses = uses_of(features, tasks)
     numbers = {} if daily.moments is None else Statistics.load(daily.moments).numbers
     with _held(store, progress):
 
         def origin() -> Origin:
-            days = _Days(_event_log(data.source, progress), daily, store, progress, wanted)
+            days = _Days(_event_log(data.source, progress), daily, store, progress, uses)
             days.update()
             dataset = _Dataset(days, tasks, daily)
             described = {
@@ -310,14 +311,12 @@ def _held(store: Path, progress: Progress) -> Iterator[None]:
 class _Days:
     """The store, held."""
 
-    def __init__(
-        self, config: EventLogConfig, daily: DailyConfig, store: Path, progress: Progress, labels: Collection[str]
-    ) -> None:
+    def __init__(self, config: EventLogConfig, daily: DailyConfig, store: Path, progress: Progress, uses: Uses) -> None:
         self.config, self.store, self.progress = config, store, progress
         self.timezone = daily.timezone
         self.files = files_of(config, daily.date)
         self.logs = {name: paths for name, paths in self.files.items() if name not in ("users", "items")}
-        self._labels = labels
+        self.uses = uses
         first = {name: dict([next(iter(paths.items()))]) for name, paths in self.files.items()}
         self._first = first
         self.reader = Reader(config, first, store, progress)
@@ -337,8 +336,12 @@ class _Days:
         config = self.config.model_dump(mode="json", exclude={"users", "items", "observed_until"})
         for log in (config["impressions"], *config["events"].values()):
             del log["path"]
-        described = [_FORMAT, VERSION, pl.__version__, config, self.timezone, sorted(self._labels)]
+        described = [_FORMAT, VERSION, pl.__version__, config, self.timezone, self._described_uses()]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+    def _described_uses(self) -> list[list[str] | None]:
+        uses = self.uses
+        return [sorted(uses.labels), None if uses.ids is None else sorted(uses.ids), sorted(uses.numbers)]
 
     def _read_state(self) -> dict[str, Any]:
         fresh: dict[str, Any] = {"recipe": self._recipe(), "files": {}, "days": {}}
@@ -430,7 +433,7 @@ class _Days:
         work = fresh / "work"
         reader = Reader(self.config, {**self._first, log: {str(path): path}}, work, self.progress)
         if log == "impressions":
-            ingested = reader.impressions(self.ids, self._labels)
+            ingested = reader.impressions(self.ids, self.uses)
         else:
             ingested = reader.event(log, self.joins[log])
         day = pl.col("time").dt.convert_time_zone(self.timezone).dt.date()
@@ -453,6 +456,9 @@ class _Days:
             "duplicates": ingested.duplicates,
             "rejected": dict(ingested.rejected),
             "warnings": list(ingested.warnings),
+            "unread": {name: unread.model_dump(mode="json") for name, unread in ingested.unread.items()},
+            "units": dict(ingested.units),
+            "kind": ingested.kind,
             "days": days,
         }
 
@@ -686,6 +692,7 @@ class _Dataset:
         self._maturity = maturity_of(days.follows)
         self._longest = longest_window(days.config, tasks)
         self._renames: dict[str, dict[str, str]] = {}
+        """Table → new names of its columns, once the rows were joined."""
         back = max(daily.history, math.ceil(self._longest / _DAY) + 1)
         there = days.days()
         self._used = [day for day in there if self._day - _DAY * back <= day <= self._day]
@@ -743,6 +750,7 @@ class _Dataset:
         frame = frame.rename(own)
         columns = frame.collect_schema().names()
         request = own.get("request_id", "request_id")
+        impressions = self._impressions(columns)
         return LabelledLog(
             frame=frame,
             columns=Columns(
@@ -774,7 +782,24 @@ class _Dataset:
                     for text in texts
                 )
             ),
+            unread=unread_of(impressions, tables, self._renames, own),
+            conventions=days.reader.conventions(impressions, tables, self._renames, own),
         )
+
+    def _impressions(self, columns: Sequence[str]) -> Ingested:
+        """What is known of how the impressions of these days were read, as of one log."""
+        unread: dict[str, Unread] = {}
+        units: dict[str, TimeUnit] = {}
+        kind = "parquet"
+        for entry in self._entries("impressions"):
+            for name, stated in entry["unread"].items():
+                found = Unread.model_validate(stated)
+                unread[name] = found.joined(unread[name]) if name in unread else found
+            units |= entry["units"]
+            kind = entry["kind"]
+        joined = {new for names in self._renames.values() for new in names.values()}
+        own = pl.LazyFrame(schema=[name for name in columns if name not in joined])
+        return Ingested("impressions", own, 0, 0, 0, {}, (), (), unread, units, kind)
 
     def _labelled(self, day: date) -> pl.LazyFrame:
         rows = pl.scan_parquet(self._days.folder(day) / "rows.parquet", glob=False)
@@ -836,7 +861,7 @@ class _Dataset:
     def _read_tables(self, work: Path) -> dict[str, Ingested]:
         days = self._days
         reader = Reader(days.config, {**days._first, **self._tables}, work, days.progress)
-        return {name: reader.table(name) for name in self._tables}
+        return {name: reader.table(name, days.uses) for name in self._tables}
 
     def _joined(self, rows: pl.LazyFrame, tables: Mapping[str, Ingested]) -> pl.LazyFrame:
         keys = {"users": "user_id", "items": "item_id"}
@@ -844,11 +869,12 @@ class _Dataset:
             name.removesuffix("s"): [c for c in table.columns if c != keys[name]] for name, table in tables.items()
         }
         renames = distinct_names(rows.collect_schema().names(), added, "data.source")
+        self._renames = {name: renames[name.removesuffix("s")] for name in tables}
         for name, table in tables.items():
             key = keys[name]
             both = one_type({"rows": rows, "table": table.frame}, key)
             needed = both["table"].join(both["rows"].select(key).unique(), on=key, how="semi")
-            rows = join_table(both["rows"], needed, key, renames[name.removesuffix("s")])
+            rows = join_table(both["rows"], needed, key, self._renames[name])
         return rows
 
     # What was read and what was set aside: of the files that have rows of these days, or none at all.

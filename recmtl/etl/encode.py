@@ -18,7 +18,7 @@ from recmtl.errors import UserError
 from recmtl.schema import MISSING, UNSEEN, Feature, Schema
 from recmtl.statistics import NumberStatistics, Statistics
 
-__all__ = ["Encoder", "bag_values", "canonical", "encode", "number", "stable_hash", "transformed"]
+__all__ = ["LARGEST_NUMBER", "Encoder", "bag_values", "canonical", "encode", "number", "stable_hash", "transformed"]
 
 _RESERVED = 2
 _KEPT = 16
@@ -26,7 +26,8 @@ _KEPT = 16
 _BAG = pl.List(pl.Int32)
 _HASHED_BAG = pl.List(pl.Int64)
 _WEIGHTS = pl.List(pl.Float32)
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+"""The largest number that can be encoded; one beyond it is unreadable."""
 
 
 def encode(frame: pl.LazyFrame, schema: Schema, statistics: Statistics) -> pl.LazyFrame:
@@ -132,24 +133,32 @@ class Encoder:
     def _number(self, feature: Feature, types: pl.Schema) -> list[pl.Expr]:
         fitted = self._statistics.numbers[feature.name]
         value = transformed(feature, _number_column(feature, types), fitted)
-        standard = ((value - fitted.mean) / fitted.std).clip(-_LARGEST, _LARGEST)
+        standard = ((value - fitted.mean) / fitted.std).clip(-LARGEST_NUMBER, LARGEST_NUMBER)
         return [standard.fill_null(0.0).cast(pl.Float32), value.is_null().cast(pl.Float32)]
 
 
 def canonical(expr: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """A value as text, the same whatever type it arrives in; null for null, NaN and the empty text.
 
-    Integers ``7``; floats ``7`` where whole, else the shortest text that reads back the same; booleans ``true`` and
-    ``false``; dates ISO 8601, an instant at midnight like the date (pandas knows no dates) and in UTC where it has a
-    zone; text as it is.
+    Integers ``7``; floats ``7`` where whole, else the shortest text that reads back the same; decimals exactly, without
+    zeros at the end of the fraction; booleans ``true`` and ``false``; dates ISO 8601, an instant at midnight like the
+    date (pandas knows no dates) and in UTC where it has a zone; bytes the text that they are in UTF-8, else ``0x`` and
+    their hexadecimal digits; text as it is.
 
     Raises:
         TypeError: a list, array or struct has no such text.
     """
     if dtype == pl.String:
         text = expr
-    elif dtype.is_float() or dtype.is_decimal():
-        value = (expr.cast(pl.Float64) if dtype.is_decimal() else expr).fill_nan(None)
+    elif dtype.is_decimal():
+        # Without a point there is no fraction, and a zero at the end is part of the number.
+        text = expr.cast(pl.String)
+        if dtype.scale:  # type: ignore[attr-defined]
+            text = text.str.replace(r"\.?0+$", "").str.replace(r"^-0$", "0")
+    elif dtype == pl.Binary:
+        text = expr.map_batches(_bytes_text, return_dtype=pl.String, is_elementwise=True)
+    elif dtype.is_float():
+        value = expr.fill_nan(None)
         whole = (value == value.floor()) & (value.abs() < 2.0**63)
         text = pl.when(whole).then(value.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(value.cast(pl.String))
     elif dtype == pl.Date:
@@ -174,7 +183,7 @@ def canonical(expr: pl.Expr, dtype: pl.DataType) -> pl.Expr:
 
 
 def number(expr: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """A value as a finite Float64; null for what is missing, unparseable or infinite.
+    """A value as a Float64 of at most :data:`LARGEST_NUMBER`; null for what is missing, unparseable or beyond that.
 
     Dates and instants are seconds since 1970, durations seconds, booleans 0 and 1.
 
@@ -195,7 +204,7 @@ def number(expr: pl.Expr, dtype: pl.DataType) -> pl.Expr:
         value = expr.cast(pl.Float64)
     else:
         value = canonical(expr, dtype).str.strip_chars().cast(pl.Float64, strict=False)
-    return pl.when(value.is_finite()).then(value)
+    return pl.when(value.is_finite() & (value.abs() <= LARGEST_NUMBER)).then(value)
 
 
 def transformed(feature: Feature, value: pl.Expr, fitted: NumberStatistics | None = None) -> pl.Expr:
@@ -423,6 +432,18 @@ def _rank(values: pl.Series, quantiles: np.ndarray) -> pl.Series:
     position = np.where(right > left, (left + right - 1) / 2, between)
     rank = np.where(np.isnan(x), np.nan, np.clip(position, 0, last) / last)
     return pl.Series(values.name, rank, dtype=pl.Float64).fill_nan(None)
+
+
+def _bytes_text(values: pl.Series) -> pl.Series:
+    """Bytes as text."""
+
+    def text(value: bytes) -> str:
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return f"0x{value.hex()}"
+
+    return pl.Series(values.name, [None if v is None else text(v) for v in values.to_list()], dtype=pl.String)
 
 
 def _object_text(values: pl.Series) -> pl.Series:

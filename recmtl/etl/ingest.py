@@ -6,14 +6,15 @@ order. Memory is bounded by what Polars streams at a time, beside the suspects a
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
 
 from recmtl.errors import UserError
 from recmtl.etl import files as raw_files
-from recmtl.etl.validate import REASON, Rules, see_types
+from recmtl.etl.validate import REASON, Rules, TimeUnit, see_types
+from recmtl.reading import Unread
 
 __all__ = ["ROW", "Ingested", "distinct_names", "ingest", "join_table", "one_type", "unique_key"]
 
@@ -40,6 +41,12 @@ class Ingested:
     """Reason → rows."""
     rejected_files: tuple[Path, ...]
     warnings: tuple[str, ...]
+    unread: Mapping[str, Unread] = field(default_factory=dict)
+    """Column → its values that are given and cannot be read, and so are missing."""
+    units: Mapping[str, TimeUnit] = field(default_factory=dict)
+    """Column of times → how they are written."""
+    kind: str = "parquet"
+    """What the files are: csv or parquet."""
 
     @property
     def columns(self) -> list[str]:
@@ -104,8 +111,13 @@ def ingest(
     text = pl.struct(pl.col(c).alias(as_written.get(c, c)) for c in frame.collect_schema().names())
     judged = typing.judge(frame)
     good, bad, lines = work / "good.parquet", work / "rejected.parquet", work / "rejected-lines.parquet"
+    values = work / "values.parquet"
     pl.collect_all(
         [
+            judged.filter(pl.col(REASON).is_null())
+            .select(_unread_values(typing.unread, source, as_written))
+            .filter(pl.any_horizontal(pl.exclude("source").is_not_null()))
+            .sink_parquet(values, lazy=True),
             judged.filter(pl.col(REASON).is_null())
             .select(typing.typed())
             .with_row_index(ROW)
@@ -124,6 +136,10 @@ def ingest(
         malformed = pl.DataFrame({ROW: raw.malformed}, schema={ROW: pl.String})
         malformed.select(source, pl.lit(raw_files.MALFORMED).alias("reason"), ROW).write_parquet(lines)
         rejected_files.append(lines)
+    unread = _count_unread(values, good, typing.unread, as_written)
+    if unread:
+        rejected_files.append(_long(values, work / "rejected-values.parquet"))
+    values.unlink()
     shutil.rmtree(work / "text", ignore_errors=True)
     kept = _rows(good)
     log = Ingested(
@@ -135,9 +151,71 @@ def ingest(
         rejected,
         tuple(rejected_files),
         typing.warnings,
+        unread,
+        typing.units,
+        "csv" if raw.text else "parquet",
     )
     log = _without_duplicates(log, good) if deduplicate else log
     return replace(log, frame=log.frame.drop(dropped))
+
+
+def _unread_values(unread: Mapping[str, pl.Expr], source: pl.Expr, as_written: Mapping[str, str]) -> list[pl.Expr]:
+    """The log's name, and every column's values that cannot be read, as text; null where a value can be read."""
+    return [
+        source,
+        pl.lit(None, pl.String).alias("\0"),  # so that there is one where nothing is unreadable
+        *(
+            pl.when(failed).then(pl.col(name).cast(pl.String)).alias(as_written.get(name, name))
+            for name, failed in unread.items()
+        ),
+    ]
+
+
+def _count_unread(
+    values: Path, good: Path, unread: Mapping[str, pl.Expr], as_written: Mapping[str, str]
+) -> dict[str, Unread]:
+    """Column → its unreadable values; columns without any are left out."""
+    if not unread:
+        return {}
+    found = pl.scan_parquet(values, glob=False)
+    shown = {name: as_written.get(name, name) for name in unread}
+    counts = (
+        found.select(pl.col(list(shown.values())).is_not_null().sum()).collect(engine="streaming").row(0, named=True)
+    )
+    bad = [name for name in unread if counts[shown[name]]]
+    if not bad:
+        return {}
+    read = pl.scan_parquet(good, glob=False).select(pl.col(bad).is_not_null().sum()).collect(engine="streaming")
+    counted = {}
+    for name in bad:
+        commonest = (
+            found.select(value=shown[name])
+            .drop_nulls()
+            .group_by("value")
+            .len()
+            .sort(["len", "value"], descending=[True, False])
+            .head(3)
+            .collect(engine="streaming")
+        )
+        count = counts[shown[name]]
+        counted[name] = Unread(count=count, given=count + int(read[name][0]), examples=tuple(commonest["value"]))
+    return counted
+
+
+def _long(values: Path, out: Path) -> Path:
+    """The unreadable values as rows of source, reason and the value with its column."""
+    wide = pl.scan_parquet(values, glob=False)
+    columns = [name for name in wide.collect_schema().names() if name not in ("source", "\0")]
+    parts = [
+        wide.filter(pl.col(name).is_not_null()).select(
+            "source",
+            pl.lit(f"{name} cannot be read").alias("reason"),
+            pl.struct(pl.col(name)).struct.json_encode().alias(ROW),
+        )
+        for name in columns
+    ]
+    pl.concat(parts).sink_parquet(out)
+    return out
 
 
 def _rows(path: Path) -> int:

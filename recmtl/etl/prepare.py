@@ -8,6 +8,7 @@ inputs' bytes and the config are those of the dataset that is there, nothing is 
 import difflib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import polars as pl
 from pydantic import Field
 
 from recmtl.errors import RunError, UserError
+from recmtl.etl.convert import see_reading
 from recmtl.etl.drift import fit_profiles
 from recmtl.etl.encode import Encoder, canonical, stable_hash
 from recmtl.etl.fit import fit_numbers, fit_tables
@@ -28,15 +30,17 @@ from recmtl.etl.mask import LabelCounts, LabelTimes, encode_labels, labels_as_of
 from recmtl.etl.shards import StagedPart, load_part, stage_parts, write_shard
 from recmtl.etl.sources import SOURCES, LabelledLog
 from recmtl.etl.split import SplitConfig, SplitPlan, plan_split
+from recmtl.etl.validate import Uses, number_text
 from recmtl.locks import held
 from recmtl.manifest import SPLITS, Manifest, Shard, SplitSummary, TaskSummary, file_hash, inside
 from recmtl.progress import Progress
+from recmtl.reading import NumberStyle, Unread
 from recmtl.schema import Feature, Schema
 from recmtl.settings import Settings
 from recmtl.statistics import NumberStatistics, Statistics
 from recmtl.tasks import Task, Tasks
 
-__all__ = ["DataConfig", "Origin", "Prepared", "prepare", "prepare_from"]
+__all__ = ["DataConfig", "Origin", "Prepared", "prepare", "prepare_from", "uses_of"]
 
 VERSION = 5
 """Raised with every change of what a prepared dataset holds, so that older ones are built anew."""
@@ -122,7 +126,7 @@ def prepare(
         UserError: the config or the data are wrong, or the folder holds something else.
         RunError: an input changed while it was read.
     """
-    labels = frozenset(task.label for task in tasks)
+    uses = uses_of(features, tasks)
 
     def origin() -> Origin:
         kind = SOURCES[data.source.kind]  # type: ignore[attr-defined]
@@ -132,11 +136,22 @@ def prepare(
         return Origin(
             fingerprint=_fingerprint(data, features, tasks, hashes),
             hashes=hashes,
-            read=lambda work: kind.read(data.source, work, progress, labels=labels),
+            read=lambda work: kind.read(data.source, work, progress, uses=uses),
             unchanged=lambda: _stamps(inputs) == before,
         )
 
     return prepare_from(origin, data, features, tasks, name=name, folder=folder, progress=progress)
+
+
+def uses_of(features: Sequence[Feature] | None, tasks: Sequence[Task]) -> Uses:
+    """What the config says that the columns are used for."""
+    labels = frozenset(task.label for task in tasks)
+    if features is None:
+        return Uses(labels=labels)
+    ids = {feature.column for feature in features if feature.sparse}
+    others = {column for feature in features if feature.kind != "number" for column in feature.columns}
+    numbers = {feature.column for feature in features if feature.kind == "number"} - others
+    return Uses(labels, frozenset(ids), frozenset(numbers))
 
 
 def prepare_from(
@@ -227,6 +242,7 @@ class _Build:
         self._check_columns()
         plan = plan_split(log.frame, log.columns, data.split, split_column=log.split_column)
         schema = self._choose_features(plan)
+        self._check_unread(schema)
         staged = stage_parts(
             log.frame,
             plan.split,
@@ -240,7 +256,9 @@ class _Build:
         labelled, counts = self._label(staged, times)
         self._progress.say("fitting vocabularies and moments on train")
         parts = labelled["train"]
+        reading = see_reading(schema, self._types, parts, log.columns, log.conventions)
         statistics = Statistics(
+            reading=reading,
             tables=fit_tables(parts, schema),
             numbers=self._numbers(parts, schema),
             labels=counts["train"].statistics(),
@@ -335,6 +353,26 @@ class _Build:
         hidden = sorted(excluded & set(self._types) - {"row"})
         self._progress.say(f"  never considered (outcomes, labels, weights, splits): {', '.join(hidden)}")
         return Schema(inferred.features)
+
+    def _check_unread(self, schema: Schema) -> None:
+        """Warn of values that cannot be read in columns that a feature reads; stop where they are too many."""
+        for feature in schema.values():
+            for column in feature.columns:
+                unread = self._log.unread.get(column)
+                if unread is not None:
+                    self._judge_unread(feature, column, unread)
+
+    def _judge_unread(self, feature: Feature, column: str, unread: Unread) -> None:
+        what = (
+            f"features.{feature.name}: {unread.count:,} of {unread.given:,} values of column {column!r} "
+            f"({unread.share:.2%}) cannot be read as {'numbers' if feature.kind == 'number' else 'what the others are'}"
+            f", such as {', '.join(map(repr, unread.examples))}"
+        )
+        advice = _advice_on_numbers(unread.examples)
+        advice = advice[:1].upper() + advice[1:]
+        if unread.share > self._data.max_invalid:
+            raise UserError(f"{what}; data.max_invalid allows {self._data.max_invalid:.0%}. {advice}")
+        self._warnings.append(f"{what}; they count as missing and are kept in rejected/. {advice}")
 
     def _raw_columns(self, schema: Schema) -> list[str]:
         """What validation and test keep of a row as it came."""
@@ -552,6 +590,35 @@ class _Build:
             if sum(missed.values()):
                 told = ", ".join(f"{reason} ({count:,})" for reason, count in missed.items() if count)
                 self._progress.say(f"{event}: {sum(missed.values()):,} events belong to no impression: {told}")
+
+
+def _advice_on_numbers(examples: Sequence[str]) -> str:
+    """The setting that would read these texts as numbers."""
+    stripped = [text.strip() for text in examples]
+    for style in (
+        NumberStyle(decimal=","),
+        NumberStyle(thousands=","),
+        NumberStyle(decimal=",", thousands="."),
+        NumberStyle(thousands=" "),
+        NumberStyle(decimal=",", thousands=" "),
+        NumberStyle(thousands="'"),
+        NumberStyle(thousands="_"),
+    ):
+        texts = pl.DataFrame({"text": stripped}, schema={"text": pl.String})
+        read = texts.select(number_text(pl.col("text"), style).cast(pl.Float64, strict=False)).to_series()
+        if len(read) and read.null_count() == 0:
+            settings = [f'data.source.decimal: "{style.decimal}"'] if style.decimal != "." else []
+            settings += [f'data.source.thousands: "{style.thousands}"'] if style.thousands else []
+            return f"set {' and '.join(settings)} to read them"
+    words = [text for text in stripped if not any(character.isdigit() for character in text)]
+    if words and len(words) == len(stripped):
+        if all(word.lower().lstrip("+-") in ("inf", "infinity") for word in words):
+            return "an infinite number is no quantity; write the value as missing"
+        listed = ", ".join(f'"{word}"' for word in words)
+        return f"if they stand for a missing value, add them to data.source.missing: [{listed}]"
+    if any(re.search(r"\d\s*[^\d\s.,]+$|^[^\d\s+.,-]+\s*\d", text) for text in stripped):
+        return "write the column without its unit"
+    return "write the values as numbers, or read the column as text with data.source.types"
 
 
 def _number_of(frame: pl.DataFrame, column: str) -> pl.Series:

@@ -29,8 +29,9 @@ from recmtl.etl.files import find
 from recmtl.fusion import SCORE
 from recmtl.package import Package, verify_package
 from recmtl.progress import Progress
-from recmtl.scoring.inputs import Piece, Source, cut, look_at
-from recmtl.scoring.pieces import Job, Scorer, cores, groupless_of, part_name, write_part
+from recmtl.reading import CsvFormat, NumberStyle, Unread
+from recmtl.scoring.inputs import Piece, Source, csv_format, cut, look_at
+from recmtl.scoring.pieces import Job, Scorer, cores, groupless_of, part_name, unread_in, write_part
 from recmtl.scoring.ranking import RANK, TopK, cuts, ranked, stretch
 from recmtl.scoring.workers import score_in_processes
 
@@ -67,6 +68,8 @@ def predict_files(
     overwrite: bool = False,
     batch_rows: int = 16384,
     rows_per_part: int = 262_144,
+    csv: CsvFormat | None = None,
+    style: NumberStyle | None = None,
     progress: Progress,
 ) -> Predictions:
     """Score Parquet or CSV files, a batch at a time, into ``output/part-00000.parquet`` and so on.
@@ -93,7 +96,9 @@ def predict_files(
         overwrite: replace predictions that are there.
         batch_rows: rows scored at a time, by a thread.
         rows_per_part: rows after which a new part begins, at the end of an input's row group.
-        progress: shows rows.
+        csv: how CSV is written; None: as the training data's (:func:`recmtl.scoring.inputs.csv_format`).
+        style: how numbers are written in text; None: as in the training data.
+        progress: shows rows, and warns of values that cannot be read as in training, which count as missing.
 
     Raises:
         UserError: no such input; a column in ``extra_keys`` that an input lacks, or that is called like a prediction;
@@ -122,6 +127,8 @@ def predict_files(
             "top": None if top is None else top.model_dump(),
             "batch_rows": batch_rows,
             "rows_per_part": rows_per_part,
+            "csv": (csv or csv_format(package)).model_dump(mode="json"),
+            "style": None if style is None else style.model_dump(),
             "device": package.device.type,
         },
     }
@@ -137,7 +144,7 @@ def predict_files(
     try:
         _begin(work, state, progress)
         taken = [*_available(package, calibrated), *([] if top is None else [RANK])]
-        sources = look_at(package, files, keep, taken, work / "text", progress)
+        sources = look_at(package, files, keep, taken, work / "text", progress, csv=csv)
         if top is not None:
             _require_same(sources, top)
             top = top.model_copy(update={"item": _item(package, sources)})
@@ -151,9 +158,11 @@ def predict_files(
             calibrated=calibrated,
             top=top,
             batch_rows=batch_rows,
+            style=style,
         )
         pieces = cut(sources, rows_per_part)
         _score(package, job, pieces, workers, progress)
+        _warn_of_unread(job, pieces, progress)
         done = job.folder if top is None else _rank(job, top, pieces, rows_per_part, work / "ranked", progress)
         first = tuple(pq.read_schema(done / part_name(0)).names)
         kept = sum(pq.read_metadata(path).num_rows for path in done.glob("part-*.parquet"))
@@ -184,6 +193,19 @@ def _score(package: Package, job: Job, pieces: Sequence[Piece], workers: int, pr
             scorer = Scorer(package, job, cores())
             for piece in left:
                 scorer.write(piece, bar.advance)
+
+
+def _warn_of_unread(job: Job, pieces: Sequence[Piece], progress: Progress) -> None:
+    """Say which values could not be read as in training, over all parts, those of an earlier start included."""
+    unread: dict[str, Unread] = {}
+    for piece in pieces:
+        for name, problem in unread_in(job.folder / part_name(piece.number)).items():
+            unread[name] = problem.joined(unread[name]) if name in unread else problem
+    for name, problem in unread.items():
+        progress.warn(
+            f"column {name!r}: {problem.count:,} values cannot be read as in training and count as missing "
+            f"(such as {', '.join(problem.examples)}): {problem.why}"
+        )
 
 
 def _rank(job: Job, top: TopK, pieces: Sequence[Piece], rows_per_part: int, folder: Path, progress: Progress) -> Path:

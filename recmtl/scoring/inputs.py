@@ -19,9 +19,10 @@ from recmtl.etl.files import is_parquet, scan
 from recmtl.etl.validate import time_expression
 from recmtl.package import Package
 from recmtl.progress import Progress
+from recmtl.reading import CsvFormat
 from recmtl.settings import Settings
 
-__all__ = ["Piece", "Source", "Span", "cut", "frames", "look_at"]
+__all__ = ["Piece", "Source", "Span", "csv_format", "cut", "frames", "look_at"]
 
 
 class Source(Settings):
@@ -66,6 +67,8 @@ def look_at(
     taken: Sequence[str],
     work: Path,
     progress: Progress,
+    *,
+    csv: CsvFormat | None = None,
 ) -> list[Source]:
     """What of each file is copied and what is read; CSV is staged, once, in ``work``.
 
@@ -76,17 +79,24 @@ def look_at(
         taken: names that the output uses itself.
         work: a folder that a resumed job finds again.
         progress: is told of CSV, which takes a while.
+        csv: how CSV is written; None: as the training data's.
 
     Raises:
         UserError: a column to keep that a file lacks or that is called like one of the output's; a file with none of
             the columns that the model reads; lines of a CSV without the header's fields.
     """
+    csv = csv or csv_format(package)
     return [
         _plain(package, name, path, keep, taken)
         if is_parquet(path)
-        else _staged(package, name, path, keep, taken, work / f"{number:05}", progress)
+        else _staged(package, name, path, keep, taken, work / f"{number:05}", csv, progress)
         for number, (name, path) in enumerate(files.items())
     ]
+
+
+def csv_format(package: Package) -> CsvFormat:
+    """How CSV is written unless the user says otherwise: as the training data's."""
+    return CsvFormat() if package.reading is None else package.reading.csv
 
 
 def _plain(package: Package, name: str, path: Path, keep: Sequence[str], taken: Sequence[str]) -> Source:
@@ -105,6 +115,7 @@ def _staged(
     keep: Sequence[str],
     taken: Sequence[str],
     folder: Path,
+    csv: CsvFormat,
     progress: Progress,
 ) -> Source:
     if (folder / "source.json").is_file():
@@ -112,7 +123,15 @@ def _staged(
     progress.say(f"{name}: reading CSV")
     unfinished = folder.with_suffix(".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
-    raw = scan({name: path}, "--input", unfinished)
+    raw = scan(
+        {name: path},
+        "--input",
+        unfinished,
+        separator=csv.separator,
+        encoding=csv.encoding,
+        missing=csv.missing,
+        quote=csv.quote,
+    )
     if raw.malformed:
         raise UserError(
             f"{name}: {len(raw.malformed)} lines do not have the header's fields, the first is {raw.malformed[0]!r}"
@@ -213,6 +232,7 @@ def frames(
         keys, features = [pl.col(column) for column in source.copied], [pl.col(column) for column in source.read]
         if source.text:
             keys = [pl.col(name).cast(pl.Int64) if name in source.whole else pl.col(name) for name in source.copied]
+        if source.text and package.reading is None:
             types = package.statistics.columns
             features = [_typed(column, types.get(column, "String")) for column in source.read]
         columns = list(dict.fromkeys([*source.copied, *source.read]))
@@ -238,7 +258,7 @@ def _from_arrow(batch: pa.RecordBatch | pa.Table) -> pl.DataFrame:
 
 
 def _typed(name: str, dtype: str) -> pl.Expr:
-    """A CSV's text as what the training data had: the same value, so the same id or number.
+    """A CSV's text as what the training data had, for a package of format 1, which does not record how they were read.
 
     Args:
         name: the column.

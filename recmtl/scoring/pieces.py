@@ -5,9 +5,10 @@ from encoding to predictions by itself; torch's own threads are off meanwhile. T
 threads, and is faster: batches share nothing, and the operators of one are too small to be divided well.
 """
 
+import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -19,15 +20,17 @@ import torch
 
 from recmtl.errors import UserError
 from recmtl.package import Package
+from recmtl.reading import NumberStyle, Unread
 from recmtl.scoring.inputs import Piece, Source, frames
 from recmtl.scoring.ranking import TopK, best
 from recmtl.settings import Settings
 
-__all__ = ["Job", "Scorer", "cores", "groupless_of", "part_name", "write_part"]
+__all__ = ["Job", "Scorer", "cores", "groupless_of", "part_name", "unread_in", "write_part"]
 
 _GROUP_ROWS = 65536
 """Rows of a row group of the output: what a reader takes at once."""
 _GROUPLESS = b"recmtl.groupless"
+_UNREAD = "recmtl.unread"
 _SORTED_GROUP_ROWS = 8192
 """The same where a reader looks for stretches of keys."""
 
@@ -50,6 +53,8 @@ class Job(Settings):
     top: TopK | None
     """Keep each group's best rows alone."""
     batch_rows: int
+    style: NumberStyle | None = None
+    """How numbers are written in text, where otherwise than in training."""
 
 
 class Scorer:
@@ -62,7 +67,8 @@ class Scorer:
     """
 
     def __init__(self, package: Package, job: Job, threads: int) -> None:
-        self._package, self._job, self._threads = package, job, threads
+        self._package = package if job.style is None else package.read_as(job.style)
+        self._job, self._threads = job, threads
 
     def write(self, piece: Piece, done: Callable[[int], None]) -> None:
         """Score a piece and write its part; ``done`` hears of every batch's rows.
@@ -71,24 +77,33 @@ class Scorer:
             UserError: rows that cannot be what the schema says, with their file.
             RunError: a file has gone or is damaged.
         """
-        rows = _grouped(self._scored(piece, done), _GROUP_ROWS)
+        unread: dict[str, Unread] = {}
+        rows = _grouped(self._scored(piece, done, unread), _GROUP_ROWS)
         path = self._job.folder / part_name(piece.number)
         if self._job.top is None:
-            write_part(path, rows)
+            write_part(path, rows, unread=unread)
         else:
             whole = pl.concat(list(rows))
             groupless = whole[self._job.top.by].null_count()
-            write_part(path, [best(whole, self._job.top)], row_group_rows=_SORTED_GROUP_ROWS, groupless=groupless)
+            write_part(
+                path,
+                [best(whole, self._job.top)],
+                row_group_rows=_SORTED_GROUP_ROWS,
+                groupless=groupless,
+                unread=unread,
+            )
 
-    def _scored(self, piece: Piece, done: Callable[[int], None]) -> Iterator[pl.DataFrame]:
-        """Keys and predictions, batch by batch, in order."""
+    def _scored(self, piece: Piece, done: Callable[[int], None], unread: dict[str, Unread]) -> Iterator[pl.DataFrame]:
+        """Keys and predictions, batch by batch, in order; ``unread`` is added what could not be read."""
         batches = frames(self._package, self._job.sources, piece, self._job.batch_rows)
-        waiting: deque[Future[pl.DataFrame]] = deque()
+        waiting: deque[Future[tuple[pl.DataFrame, dict[str, Unread]]]] = deque()
         with _one_thread_each(), ThreadPoolExecutor(self._threads, "recmtl-scoring") as pool:
             try:
                 waiting.extend(pool.submit(self._score, *batch) for batch in islice(batches, self._threads + 1))
                 while waiting:
-                    frame = waiting.popleft().result()
+                    frame, problems = waiting.popleft().result()
+                    for name, problem in problems.items():
+                        unread[name] = problem.joined(unread[name]) if name in unread else problem
                     waiting.extend(pool.submit(self._score, *batch) for batch in islice(batches, 1))
                     done(frame.height)
                     yield frame
@@ -96,14 +111,17 @@ class Scorer:
                 for future in waiting:
                     future.cancel()
 
-    def _score(self, name: str, copied: pl.DataFrame, features: pl.DataFrame) -> pl.DataFrame:
+    def _score(self, name: str, copied: pl.DataFrame, features: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Unread]]:
+        unread: dict[str, Unread] = {}
         try:
             rows = max(features.height, 1)
-            predictions = self._package.predict(features, calibrated=self._job.calibrated, batch_rows=rows)
+            predictions = self._package.predict(
+                features, calibrated=self._job.calibrated, batch_rows=rows, unread=unread
+            )
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         predictions = predictions.select(self._job.columns)
-        return copied.hstack(predictions) if copied.width else predictions
+        return (copied.hstack(predictions) if copied.width else predictions), unread
 
 
 def part_name(number: int) -> str:
@@ -122,6 +140,7 @@ def write_part(
     *,
     row_group_rows: int = 0,
     groupless: int | None = None,
+    unread: Mapping[str, Unread] | None = None,
 ) -> None:
     """Write frames of the same columns; the file appears when it is whole.
 
@@ -130,6 +149,7 @@ def write_part(
         frames: a row group each, or more.
         row_group_rows: how many rows a row group has at most.
         groupless: a number to note in the file, for :func:`groupless_of`.
+        unread: what to note in the file, for :func:`unread_in`, once the frames are written.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -141,6 +161,9 @@ def write_part(
             writer = writer or pq.ParquetWriter(unfinished, table.schema)
             writer.write_table(table, row_group_size=row_group_rows or None)
         assert writer is not None
+        if unread:
+            noted = {name: problem.model_dump(mode="json") for name, problem in unread.items()}
+            writer.add_key_value_metadata({_UNREAD: json.dumps(noted)})
         writer.close()
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())  # a machine that loses power keeps the name only of what it keeps
@@ -152,6 +175,12 @@ def write_part(
 def groupless_of(path: Path) -> int:
     """How many rows a part left out because they belong to no group."""
     return int((pq.read_schema(path).metadata or {}).get(_GROUPLESS, b"0"))
+
+
+def unread_in(path: Path) -> dict[str, Unread]:
+    """Column → the values of a part's rows that could not be read as in training."""
+    stated = json.loads((pq.read_schema(path).metadata or {}).get(_UNREAD.encode(), b"{}"))
+    return {name: Unread.model_validate(problem) for name, problem in stated.items()}
 
 
 def _grouped(frames: Iterator[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:

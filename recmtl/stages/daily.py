@@ -28,6 +28,7 @@ import yaml
 from recmtl.config import RunConfig
 from recmtl.errors import RecmtlError, RefusedError, RunError, UserError
 from recmtl.etl.days import DailyConfig, longest_window, store_of, update
+from recmtl.etl.prepare import uses_of
 from recmtl.findings import Report, read_report
 from recmtl.locks import held
 from recmtl.manifest import Manifest
@@ -369,10 +370,10 @@ class _Day:
         return place
 
     def _prepare(self, config: RunConfig) -> None:
-        labels = [task.label for task in config.tasks]
         assert config.daily is not None
         assert config.daily.store is not None
-        updated = update(config.data.source, config.daily, config.daily.store, self.progress, labels=labels)
+        uses = uses_of(config.explicit_features, config.tasks)
+        updated = update(config.data.source, config.daily, config.daily.store, self.progress, uses=uses)
         self._state["days_rebuilt"] = [day.isoformat() for day in updated.rebuilt]
         self._judged(prepare(config, progress=self.progress).manifest)
 

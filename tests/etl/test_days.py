@@ -13,6 +13,7 @@ from recmtl.errors import RunError, UserError
 from recmtl.etl.days import DailyConfig, Updated, bounds, longest_window, prepare_day, update
 from recmtl.etl.prepare import DataConfig, Prepared
 from recmtl.etl.sources.event_log import EventLogConfig, files_of, read
+from recmtl.etl.validate import Uses
 from recmtl.manifest import SPLITS
 from recmtl.progress import Silent
 from recmtl.schema import Feature
@@ -92,7 +93,7 @@ def source(folder: Path, **changes: Any) -> EventLogConfig:
 
 
 def updated(folder: Path, config: EventLogConfig, **daily: Any) -> Updated:
-    return update(config, DailyConfig(**daily), folder / "store", Silent(), labels=LABELS)
+    return update(config, DailyConfig(**daily), folder / "store", Silent(), uses=Uses(labels=LABELS))
 
 
 def stored(folder: Path, days: tuple[date, ...]) -> pl.DataFrame:
@@ -112,7 +113,7 @@ def stored(folder: Path, days: tuple[date, ...]) -> pl.DataFrame:
 def read_whole(folder: Path, config: EventLogConfig) -> pl.DataFrame:
     work = folder / "whole"
     work.mkdir()
-    frame = read(config, work, Silent(), labels=LABELS).frame.collect()
+    frame = read(config, work, Silent(), uses=Uses(labels=LABELS)).frame.collect()
     positive = [pl.when(pl.col(name) == 1).then(1.0).alias(name) for name in ("click", "purchase")]
     return frame.select("time", "user_id", "item_id", "price", *positive, pl.col("rating").cast(pl.Float64))
 
@@ -155,7 +156,7 @@ def test_an_event_may_be_called_rows(tmp_path: Path) -> None:
     plain = updated(tmp_path, source(tmp_path, events={"click": events["click"]}))
     before = [pl.read_parquet(tmp_path / "store" / "days" / str(one) / "rows.parquet") for one in plain.days]
     config = source(tmp_path, events={"rows": {**events["click"], "after": "impression", "window": "30m"}})
-    days = update(config, DailyConfig(), tmp_path / "store-2", Silent(), labels={"rows"}).days
+    days = update(config, DailyConfig(), tmp_path / "store-2", Silent(), uses=Uses(labels={"rows"})).days
     for one, rows in zip(days, before, strict=True):
         folder = tmp_path / "store-2" / "days" / str(one)
         assert pl.read_parquet(folder / "rows.parquet").equals(rows)

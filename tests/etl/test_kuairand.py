@@ -8,6 +8,7 @@ import pytest
 
 from recmtl.errors import UserError
 from recmtl.etl.sources.kuairand import OUTCOMES, KuaiRandConfig, inputs, read
+from recmtl.etl.validate import Uses
 from recmtl.progress import Silent
 
 REAL = Path("../shared/data/kuairand_pure")
@@ -113,7 +114,7 @@ def test_an_unreadable_label_costs_its_task_alone(folder):
     rows = rows.replace("436,0,0,0,500,", "436,x,0,0,many,", 1)
     (folder / "log_standard_x.csv").write_text(LOG.splitlines()[0] + "\n" + rows)
     work = folder / "work"
-    log = read(KuaiRandConfig(path=folder), work, Silent(), labels={"is_click", "share_watched"})
+    log = read(KuaiRandConfig(path=folder), work, Silent(), uses=Uses(labels={"is_click", "share_watched"}))
     found = log.frame.collect()
     assert found["is_click"].to_list() == ["x", *[str(n % 2) for n in range(1, 100)]]
     assert found["share_watched"].to_list() == [None, *[0.5] * 99]

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from recmtl.etl import prepare as module
 from recmtl.etl.prepare import DataConfig, Prepared, prepare
 from recmtl.etl.sources import LabelledLog, SourceKind
 from recmtl.etl.split import SplitConfig
+from recmtl.etl.validate import ANY_USE, Uses
 from recmtl.manifest import SPLITS, Columns, Manifest, file_hash
 from recmtl.progress import Bar, Progress, Silent
 from recmtl.schema import Feature
@@ -57,7 +58,7 @@ class FakeData(DataConfig):
     source: FakeConfig
 
 
-def read(config: FakeConfig, work: Path, progress: Progress, *, labels: Collection[str] = ()) -> LabelledLog:
+def read(config: FakeConfig, work: Path, progress: Progress, *, uses: Uses = ANY_USE) -> LabelledLog:
     frame = pl.read_parquet(config.path).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
     frame.write_parquet(work / "staged.parquet")
     rejects = work / "rejects.parquet"
@@ -589,8 +590,8 @@ def test_an_empty_split_is_refused(log: Path) -> None:
 
 
 def test_an_input_that_changes_while_it_is_read(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def changing(config: FakeConfig, work: Path, progress: Progress, *, labels: Collection[str]) -> LabelledLog:
-        found = read(config, work, progress, labels=labels)
+    def changing(config: FakeConfig, work: Path, progress: Progress, *, uses: Uses) -> LabelledLog:
+        found = read(config, work, progress, uses=uses)
         rows(seed=1).head(300).write_parquet(config.path)
         return found
 

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,8 +11,11 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import polars as pl
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
 
+from recmtl.etl.convert import Conventions
+from recmtl.etl.validate import ANY_USE, Uses
 from recmtl.manifest import Columns
 from recmtl.progress import Progress
+from recmtl.reading import Unread
 from recmtl.schema import Feature
 from recmtl.settings import Settings
 
@@ -24,7 +27,9 @@ __all__ = [
     "Paths",
     "Read",
     "SourceKind",
+    "TimeFormat",
     "TimeZone",
+    "check_style",
     "duration_text",
 ]
 
@@ -89,6 +94,37 @@ TimeZone = Annotated[str, AfterValidator(_check_zone)]
 """A time zone by its IANA name."""
 
 
+def _check_time_format(text: str) -> str:
+    if text == "excel":
+        return text
+    try:
+        tried = pl.Series(["2024-01-02"]).str.to_datetime(text, strict=False)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(
+            f"{text!r} is no format of times ({str(error).splitlines()[0]}): write it as strptime has it, such as "
+            "%m/%d/%Y %H:%M, or excel"
+        ) from None
+    if "%" not in text or tried.dtype.base_type() != pl.Datetime:
+        raise ValueError(
+            f"{text!r} is no format of times: write it as strptime has it, such as %m/%d/%Y %H:%M, or excel"
+        )
+    return text
+
+
+TimeFormat = Annotated[str, AfterValidator(_check_time_format)]
+"""How times are written: a format of ``strptime``, or ``excel``."""
+
+
+def check_style(decimal: str, thousands: str) -> None:
+    """See that numbers can be told apart.
+
+    Raises:
+        ValueError: both characters are the same.
+    """
+    if decimal == thousands:
+        raise ValueError(f"decimal and thousands: {decimal!r} cannot stand for both; change one of them")
+
+
 def _check_encoding(name: str) -> str:
     try:
         return codecs.lookup(name).name
@@ -146,19 +182,23 @@ class LabelledLog:
     """synthetic: the file with the true probabilities."""
     warnings: tuple[str, ...] = ()
     """What a person should know, each naming the setting to change."""
+    unread: Mapping[str, Unread] = field(default_factory=dict)
+    """Column of the frame → its values that are given and cannot be read; they are missing in the frame."""
+    conventions: Conventions = field(default_factory=Conventions)
+    """How the raw values are written."""
 
 
 class Read(Protocol):
     """Reads a source."""
 
-    def __call__(self, config: Any, work: Path, progress: Progress, *, labels: Collection[str] = ()) -> LabelledLog:
+    def __call__(self, config: Any, work: Path, progress: Progress, *, uses: Uses = ANY_USE) -> LabelledLog:
         """Stage the rows under ``work``, an empty folder.
 
         Args:
             config: the source's own.
             work: where to.
             progress: where to say what is being read.
-            labels: columns that tasks read their labels from: an unreadable value there never costs the row.
+            uses: what the columns are used for.
         """
 
 

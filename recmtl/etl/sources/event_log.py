@@ -8,6 +8,7 @@ impression: its keys as ``user_id``, ``item_id``, ``time`` and, where it has the
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, date, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,14 +17,25 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from recmtl.errors import UserError
-from recmtl.etl.files import MISSING_TEXTS, find, header
+from recmtl.etl.convert import Conventions
+from recmtl.etl.files import find, header
 from recmtl.etl.ingest import ROW, Ingested, distinct_names, ingest, join_table, one_type, unique_key
 from recmtl.etl.label import IMPRESSION, Follows, Labels, label
 from recmtl.etl.partition import BUCKET_BYTES, bucket_count
-from recmtl.etl.sources.base import Duration, Encoding, Instant, LabelledLog, Paths, TimeZone
-from recmtl.etl.validate import EARLIEST, ColumnType, Rules, TimeRule, TimeUnit
+from recmtl.etl.sources.base import (
+    Duration,
+    Encoding,
+    Instant,
+    LabelledLog,
+    Paths,
+    TimeFormat,
+    TimeZone,
+    check_style,
+)
+from recmtl.etl.validate import ANY_USE, EARLIEST, ColumnType, Rules, TimeRule, TimeUnit, Uses
 from recmtl.manifest import Columns
 from recmtl.progress import Progress
+from recmtl.reading import MISSING_TEXTS, CsvFormat, NumberStyle, Unread
 from recmtl.settings import Name, Settings
 
 __all__ = [
@@ -39,6 +51,7 @@ __all__ = [
     "maturity_of",
     "one_item_a_request",
     "read",
+    "unread_of",
     "with_label",
 ]
 
@@ -81,6 +94,8 @@ class LogConfig(Settings):
     """Overrides the source's `time_unit` for this log."""
     timezone: TimeZone | None = None
     """Overrides the source's `timezone` for this log."""
+    time_format: TimeFormat | None = None
+    """Overrides the source's `time_format` for this log."""
 
 
 class EventConfig(LogConfig):
@@ -132,6 +147,9 @@ class EventLogConfig(Settings):
     """How times are written."""
     timezone: TimeZone = "UTC"
     """Zone of times that are written without one."""
+    time_format: TimeFormat | None = None
+    """How times are written in text where it is not ISO 8601: as `strptime` has it (`%m/%d/%Y %H:%M`), or `excel` for a
+    spreadsheet's days since 1899-12-30."""
     earliest: Instant = EARLIEST
     """A time before this is impossible, and its row is a bad one."""
     latest: Instant | None = None
@@ -144,10 +162,15 @@ class EventLogConfig(Settings):
     """CSV: how the text is encoded."""
     missing: tuple[str, ...] = MISSING_TEXTS
     """CSV: texts that stand for a missing value."""
+    decimal: Literal[".", ","] = "."
+    """In text, the character before the fraction of a number: `12,50` needs `,`."""
+    thousands: Literal["", ",", ".", " ", "'", "_"] = ""
+    """In text, the character between groups of three digits of a number: `1,234.50` needs `,`."""
 
     @model_validator(mode="after")
     def _events_form_chains(self) -> "EventLogConfig":
         chain(self)
+        check_style(self.decimal, self.thousands)
         if "value" in self.impressions.columns or "value" in self.columns:
             raise ValueError("columns.value belongs to one event: events.NAME.columns.value")
         return self
@@ -242,13 +265,13 @@ def read(
     work: Path,
     progress: Progress,
     *,
-    labels: Collection[str] = (),
+    uses: Uses = ANY_USE,
     bucket_bytes: int = BUCKET_BYTES,
 ) -> LabelledLog:
     """Read, validate, attribute and join the logs.
 
     Args:
-        config, work, progress, labels: as :class:`~recmtl.etl.sources.base.Read` has them.
+        config, work, progress, uses: as :class:`~recmtl.etl.sources.base.Read` has them.
         bucket_bytes: size of the buckets that are attributed at a time.
 
     Raises:
@@ -258,9 +281,9 @@ def read(
     reader = Reader(config, files, work, progress)
     joins = {name: reader.join_columns(name) for name in config.events}
     ids = {column for by in joins.values() for column in by if column in ("impression_id", "request_id")}
-    impressions = reader.impressions(ids, labels)
+    impressions = reader.impressions(ids, uses)
     events = {name: reader.event(name, joins[name]) for name in config.events}
-    tables: dict[str, Ingested] = {name: reader.table(name) for name in ("users", "items") if name in files}
+    tables: dict[str, Ingested] = {name: reader.table(name, uses) for name in ("users", "items") if name in files}
     logs: dict[str, Ingested] = {"impressions": impressions, **events, **tables}
 
     frames: dict[str, pl.LazyFrame] = {name: log.frame for name, log in logs.items()}
@@ -277,8 +300,9 @@ def read(
     count = bucket_count((path for paths in files.values() for path in paths.values()), bucket_bytes)
     keys = [column for column in ("user_id", "item_id", *sorted(ids)) if column in impressions.columns]
     found = label(frames["impressions"], {n: frames[n] for n in events}, follows, keys, work / "labels", count)
+    renames = _table_names(impressions, tables, found)
     rows = _assemble(
-        {name: frames[name] for name in ("impressions", *tables)}, impressions, found, follows, work, count
+        {name: frames[name] for name in ("impressions", *tables)}, impressions, found, follows, renames, work, count
     )
     own = reader.own_names(rows.collect_schema().names())
     rows = rows.rename(own)
@@ -307,7 +331,28 @@ def read(
             *(warning for log in logs.values() for warning in log.warnings),
             *(text for name in found if (text := _lost(name, events[name], found[name]))),
         ),
+        unread=unread_of(impressions, tables, renames, own),
+        conventions=reader.conventions(impressions, tables, renames, own),
     )
+
+
+def unread_of(
+    impressions: Ingested,
+    tables: Mapping[str, Ingested],
+    renames: Mapping[str, Mapping[str, str]],
+    own: Mapping[str, str],
+) -> dict[str, Unread]:
+    """Column of the assembled rows → its unreadable values.
+
+    Args:
+        impressions, tables: as they were ingested.
+        renames: table → new names of its columns.
+        own: canonical key column → what the rows call it.
+    """
+    found = {own.get(name, name): unread for name, unread in impressions.unread.items()}
+    for table, log in tables.items():
+        found |= {renames[table].get(name, name): unread for name, unread in log.unread.items()}
+    return found
 
 
 def known_at(name: str) -> str:
@@ -470,7 +515,11 @@ class Reader:
     def _times(self, name: str) -> dict[str, TimeRule]:
         config, log = self._config, self._log(name)
         rule = TimeRule(
-            log.time_unit or config.time_unit, log.timezone or config.timezone, config.earliest, config.latest
+            log.time_unit or config.time_unit,
+            log.timezone or config.timezone,
+            log.time_format or config.time_format,
+            config.earliest,
+            config.latest,
         )
         return {"time": rule}
 
@@ -483,7 +532,35 @@ class Reader:
             )
         return {rename.get(column, column): dtype for column, dtype in types.items()}
 
-    def impressions(self, ids: set[str], labels: Collection[str]) -> Ingested:
+    @property
+    def style(self) -> NumberStyle:
+        """How numbers are written in text."""
+        return NumberStyle(decimal=self._config.decimal, thousands=self._config.thousands)
+
+    def conventions(
+        self,
+        impressions: Ingested,
+        tables: Mapping[str, Ingested],
+        renames: Mapping[str, Mapping[str, str]],
+        own: Mapping[str, str],
+    ) -> Conventions:
+        """How the values of the assembled rows are written; arguments as for :func:`unread_of`."""
+        config = self._config
+        texts = {own.get(c, c) for c in impressions.columns} if impressions.kind == "csv" else set()
+        for table, log in tables.items():
+            if log.kind == "csv":
+                texts |= {renames[table].get(c, c) for c in log.columns}
+        rule = self._times("impressions")["time"]
+        return Conventions(
+            source=impressions.kind,
+            csv=CsvFormat(separator=config.separator, encoding=config.encoding, missing=config.missing),
+            texts=frozenset(texts),
+            style=self.style,
+            timezone=rule.timezone,
+            times={own.get("time", "time"): replace(rule, unit=impressions.units.get("time", rule.unit))},
+        )
+
+    def impressions(self, ids: set[str], uses: Uses) -> Ingested:
         """The impressions, less the columns to drop; ``ids``: the id columns that events join by."""
         name = "impressions"
         rename: dict[str, str] = {self._needed(name, key): _NAMES[key] for key in _KEYS}
@@ -496,7 +573,8 @@ class Reader:
             optional_keys=tuple(c for c in ("impression_id", "request_id") if c in rename.values() and c not in ids),
             times=self._times(name),
             types=self._types(name, self._config.impressions.types, rename),
-            labels=labels,
+            uses=uses.under(rename),
+            style=self.style,
         )
         drop = self._config.impressions.drop
         clash = next((c for c in self._headers[name] if c in self._config.events and c not in (*drop, *rename)), None)
@@ -525,12 +603,13 @@ class Reader:
             required=("value",) if value is not None else (),
             times=self._times(name),
             types=self._types(name, self._config.events[name].types, rename),
-            labels=("value",),
+            uses=Uses(labels=("value",), ids=()),
+            style=self.style,
         )
         others = [c for c in self._headers[name] if c not in rename]
         return self._ingest(name, rename, rules, drop=others, deduplicate=True)
 
-    def table(self, name: str) -> Ingested:
+    def table(self, name: str, uses: Uses) -> Ingested:
         """A table of users or items, its key checked."""
         config = self._config.users if name == "users" else self._config.items
         assert config is not None
@@ -543,10 +622,26 @@ class Reader:
                 f"{', '.join(self._headers[name])}"
             )
         rename = {column: _NAMES[key]}
-        rules = Rules(keys=(_NAMES[key],), types=self._types(name, config.types, rename))
+        rules = Rules(
+            keys=(_NAMES[key],),
+            types=self._types(name, config.types, rename),
+            uses=replace(uses.under(rename, name.removesuffix("s")), labels=()),
+            style=self.style,
+        )
         table = self._ingest(name, rename, rules, drop=config.drop, deduplicate=False)
         unique_key(table, _NAMES[key], f"data.source.{name}")
         return table
+
+
+def _table_names(
+    impressions: Ingested, tables: Mapping[str, Ingested], labels: Collection[str]
+) -> dict[str, dict[str, str]]:
+    """Table → new names of its columns, where theirs are taken."""
+    keys = {"users": "user_id", "items": "item_id"}
+    added = {name.removesuffix("s"): [c for c in log.columns if c != keys[name]] for name, log in tables.items()}
+    taken = [*impressions.columns, *labels, *(known_at(name) for name in labels)]
+    found = distinct_names(taken, added, "data.source")
+    return {name: found[name.removesuffix("s")] for name in tables}
 
 
 def _assemble(
@@ -554,18 +649,13 @@ def _assemble(
     impressions: Ingested,
     labels: Mapping[str, Labels],
     follows: Mapping[str, Follows],
+    renames: Mapping[str, Mapping[str, str]],
     work: Path,
     blocks: int,
 ) -> pl.LazyFrame:
     """Labels and tables beside the impressions, a block of rows at a time, in source order."""
     keys = {"users": "user_id", "items": "item_id"}
     joined = {name: frame for name, frame in frames.items() if name in keys}
-    added = {
-        name.removesuffix("s"): [c for c in frame.collect_schema().names() if c not in (ROW, keys[name])]
-        for name, frame in joined.items()
-    }
-    taken = [*impressions.columns, *labels, *(known_at(name) for name in labels)]
-    renames = distinct_names(taken, added, "data.source")
     folder = work / "rows"
     folder.mkdir()
     parts = []
@@ -578,7 +668,7 @@ def _assemble(
         for name, table in joined.items():
             key = keys[name]
             needed = table.join(frames["impressions"].filter(inside).select(key).unique(), on=key, how="semi")
-            block = join_table(block, needed, key, renames[name.removesuffix("s")])
+            block = join_table(block, needed, key, renames[name])
         parts.append(folder / f"part-{number:05}.parquet")
         block.sink_parquet(parts[-1], row_group_size=1 << 17)
     return pl.scan_parquet(parts, glob=False)

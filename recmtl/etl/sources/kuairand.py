@@ -8,17 +8,18 @@ is play_time_ms / duration_ms clipped to [0, 1] and null where the duration is 0
 """
 
 import glob
-from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
 
 from recmtl.errors import UserError
+from recmtl.etl.convert import Conventions
 from recmtl.etl.files import find, header
 from recmtl.etl.ingest import Ingested, distinct_names, ingest, join_table, one_type, unique_key
 from recmtl.etl.sources.base import LabelledLog, Paths
-from recmtl.etl.validate import ColumnType, Rules, TimeRule
+from recmtl.etl.validate import ANY_USE, ColumnType, Rules, TimeRule, Uses
 from recmtl.manifest import Columns
 from recmtl.progress import Progress
 from recmtl.schema import Feature
@@ -106,11 +107,11 @@ def _files(config: KuaiRandConfig) -> dict[str, dict[str, Path]]:
     return found
 
 
-def read(config: KuaiRandConfig, work: Path, progress: Progress, *, labels: Collection[str] = ()) -> LabelledLog:
+def read(config: KuaiRandConfig, work: Path, progress: Progress, *, uses: Uses = ANY_USE) -> LabelledLog:
     """Read, validate and join; exact duplicates of the log are dropped and counted.
 
     Args:
-        config, work, progress, labels: as :class:`~recmtl.etl.sources.base.Read` has them.
+        config, work, progress, uses: as :class:`~recmtl.etl.sources.base.Read` has them.
 
     Raises:
         UserError: a folder, file or column of the layout is not there, or a user or video comes twice in its table.
@@ -140,7 +141,7 @@ def read(config: KuaiRandConfig, work: Path, progress: Progress, *, labels: Coll
                 times={_TIME: TimeRule("ms")} if name == "log" else {},
                 types=types,
                 # The share watched is derived from the play time, so a play time that is no number costs it alone.
-                labels={*labels, "play_time_ms"} if "share_watched" in labels else labels,
+                uses=replace(uses, labels={*uses.labels, "play_time_ms"}) if "share_watched" in uses.labels else uses,
             ),
             rename={"time_ms": _TIME} if name == "log" else {},
             deduplicate=name == "log",
@@ -171,6 +172,16 @@ def read(config: KuaiRandConfig, work: Path, progress: Progress, *, labels: Coll
         rejected={name: dict(log.rejected) for name, log in read_in.items()},
         rejected_files=tuple(path for log in read_in.values() for path in log.rejected_files),
         warnings=tuple(warning for log in read_in.values() for warning in log.warnings),
+        unread={
+            renames[prefixes[name]].get(column, column) if name in tables else column: unread
+            for name, log in read_in.items()
+            for column, unread in log.unread.items()
+        },
+        conventions=Conventions(
+            source=read_in["log"].kind,
+            texts=frozenset(names) if read_in["log"].kind == "csv" else frozenset(),
+            times={_TIME: TimeRule("ms")},
+        ),
     )
 
 

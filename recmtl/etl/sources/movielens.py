@@ -5,17 +5,18 @@ In: the unpacked folder; which layout it is shows in its files. Out: a
 genres (a list) and, where the layout tells about users, age, gender, occupation and zip_code.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
 
 from recmtl.errors import UserError
+from recmtl.etl.convert import Conventions
 from recmtl.etl.ingest import Ingested, ingest, join_table, one_type, unique_key
 from recmtl.etl.sources.base import LabelledLog
-from recmtl.etl.validate import ColumnType, Rules, TimeRule
+from recmtl.etl.validate import ANY_USE, ColumnType, Rules, TimeRule, Uses
 from recmtl.manifest import Columns
 from recmtl.progress import Progress
 from recmtl.schema import Feature
@@ -135,11 +136,11 @@ def _files(config: MovieLensConfig, layout: _Layout) -> dict[str, Path]:
     return found
 
 
-def read(config: MovieLensConfig, work: Path, progress: Progress, *, labels: Collection[str] = ()) -> LabelledLog:
+def read(config: MovieLensConfig, work: Path, progress: Progress, *, uses: Uses = ANY_USE) -> LabelledLog:
     """Read, validate and join.
 
     Args:
-        config, work, progress, labels: as :class:`~recmtl.etl.sources.base.Read` has them.
+        config, work, progress, uses: as :class:`~recmtl.etl.sources.base.Read` has them.
 
     Raises:
         UserError: a folder or file of the layout is not there, or a user or film comes twice in its table.
@@ -147,7 +148,7 @@ def read(config: MovieLensConfig, work: Path, progress: Progress, *, labels: Col
     layout = _layout(config)
     paths = _files(config, layout)
     work.mkdir(parents=True, exist_ok=True)
-    logs = {name: _ingest(name, file, paths[name], work, progress, labels) for name, file in layout.files.items()}
+    logs = {name: _ingest(name, file, paths[name], work, progress, uses) for name, file in layout.files.items()}
     frames = {name: log.frame for name, log in logs.items()}
     for key in ("user_id", "item_id"):
         frames = one_type(frames, key)
@@ -169,10 +170,12 @@ def read(config: MovieLensConfig, work: Path, progress: Progress, *, labels: Col
         rejected={name: dict(log.rejected) for name, log in logs.items()},
         rejected_files=tuple(path for log in logs.values() for path in log.rejected_files),
         warnings=tuple(warning for log in logs.values() for warning in log.warnings),
+        unread={column: unread for log in logs.values() for column, unread in log.unread.items()},
+        conventions=Conventions(source="csv", texts=frozenset(frame.collect_schema()), times={"time": TimeRule("s")}),
     )
 
 
-def _ingest(name: str, file: _File, path: Path, work: Path, progress: Progress, labels: Collection[str]) -> Ingested:
+def _ingest(name: str, file: _File, path: Path, work: Path, progress: Progress, uses: Uses) -> Ingested:
     progress.say(f"reading {path}")
     separator = file.separator
     if separator == "::":
@@ -191,7 +194,7 @@ def _ingest(name: str, file: _File, path: Path, work: Path, progress: Progress, 
             required=("rating",) if name == "ratings" else (),
             times={"time": TimeRule("s")} if name == "ratings" else {},
             types=types | dict.fromkeys(flags, "int"),
-            labels=labels if name == "ratings" else (),
+            uses=uses if name == "ratings" else replace(uses, labels=()),
         ),
         rename=published,
         deduplicate=False,

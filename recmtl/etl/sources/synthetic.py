@@ -16,7 +16,7 @@ written again.
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,6 +43,7 @@ from recmtl.etl.sources.synthetic_world import (
     build_world,
     show,
 )
+from recmtl.etl.validate import ANY_USE, Uses
 from recmtl.progress import Progress, Silent
 from recmtl.schema import Feature
 from recmtl.settings import Settings
@@ -102,17 +103,17 @@ class SyntheticConfig(WorldConfig):
         return {"version": VERSION, **self.model_dump(mode="json", exclude=beside)}
 
 
-def read(config: SyntheticConfig, work: Path, progress: Progress, *, labels: Collection[str] = ()) -> LabelledLog:
+def read(config: SyntheticConfig, work: Path, progress: Progress, *, uses: Uses = ANY_USE) -> LabelledLog:
     """Write the logs where they are not there yet, and read them as event logs.
 
     Args:
-        config, work, progress, labels: as :class:`~recmtl.etl.sources.base.Read` has them.
+        config, work, progress, uses: as :class:`~recmtl.etl.sources.base.Read` has them.
 
     Raises:
         UserError: the folder holds something else.
     """
     write_logs(config, progress)
-    log = event_log.read(event_log_config(config), work, progress, labels=labels)
+    log = event_log.read(event_log_config(config), work, progress, uses=uses)
     return replace(log, truth=config.path / "truth.parquet", default_features=default_features(config))
 
 

@@ -4,19 +4,22 @@ In: files, and what their key columns are called. Out: a :class:`~recmtl.etl.sou
 as they stand, the time in UTC and, where train, validation and test come as files of their own, which row is whose.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from recmtl.errors import UserError
-from recmtl.etl.files import MISSING_TEXTS, TAG, find, header
+from recmtl.etl.convert import Conventions
+from recmtl.etl.files import TAG, find, header
 from recmtl.etl.ingest import ingest
-from recmtl.etl.sources.base import Encoding, Instant, LabelledLog, Paths, TimeZone
-from recmtl.etl.validate import EARLIEST, ColumnType, Rules, TimeRule, TimeUnit
+from recmtl.etl.sources.base import Encoding, Instant, LabelledLog, Paths, TimeFormat, TimeZone, check_style
+from recmtl.etl.validate import ANY_USE, EARLIEST, ColumnType, Rules, TimeRule, TimeUnit, Uses
 from recmtl.manifest import Columns
 from recmtl.progress import Progress
+from recmtl.reading import MISSING_TEXTS, CsvFormat, NumberStyle
 from recmtl.settings import Settings
 
 __all__ = ["SPLIT_COLUMN", "GivenPaths", "TableConfig", "inputs", "read"]
@@ -71,6 +74,9 @@ class TableConfig(Settings):
     """How times are written."""
     timezone: TimeZone = "UTC"
     """Zone of times that are written without one."""
+    time_format: TimeFormat | None = None
+    """How times are written in text where it is not ISO 8601: as `strptime` has it (`%m/%d/%Y %H:%M`), or `excel` for a
+    spreadsheet's days since 1899-12-30."""
     earliest: Instant = EARLIEST
     """A time before this is impossible, and its row is a bad one."""
     latest: Instant | None = None
@@ -81,9 +87,14 @@ class TableConfig(Settings):
     """CSV: how the text is encoded."""
     missing: tuple[str, ...] = MISSING_TEXTS
     """CSV: texts that stand for a missing value."""
+    decimal: Literal[".", ","] = "."
+    """In text, the character before the fraction of a number: `12,50` needs `,`."""
+    thousands: Literal["", ",", ".", " ", "'", "_"] = ""
+    """In text, the character between groups of three digits of a number: `1,234.50` needs `,`."""
 
     @model_validator(mode="after")
     def _one_way_to_name_files(self) -> "TableConfig":
+        check_style(self.decimal, self.thousands)
         if (self.path is None) == (self.paths is None):
             raise ValueError("a table needs `path`, or `paths` with train and test; one of the two")
         return self
@@ -111,11 +122,11 @@ def _files(config: TableConfig) -> dict[str, dict[str, Path]]:
     return found
 
 
-def read(config: TableConfig, work: Path, progress: Progress, *, labels: Collection[str] = ()) -> LabelledLog:
+def read(config: TableConfig, work: Path, progress: Progress, *, uses: Uses = ANY_USE) -> LabelledLog:
     """Read and validate the table.
 
     Args:
-        config, work, progress, labels: as :class:`~recmtl.etl.sources.base.Read` has them.
+        config, work, progress, uses: as :class:`~recmtl.etl.sources.base.Read` has them.
 
     Raises:
         UserError: files or columns that are not there.
@@ -128,7 +139,8 @@ def read(config: TableConfig, work: Path, progress: Progress, *, labels: Collect
         unknown = [name for name in names if name not in columns]
         if unknown:
             raise UserError(f"{_WHERE}.{setting}: there is no column {unknown[0]!r}; there is {', '.join(columns)}")
-    time = TimeRule(config.time_unit, config.timezone, config.earliest, config.latest)
+    time = TimeRule(config.time_unit, config.timezone, config.time_format, config.earliest, config.latest)
+    style = NumberStyle(decimal=config.decimal, thousands=config.thousands)
     progress.say(f"reading {', '.join(every) if len(every) < 4 else f'{len(every)} files'}")
     log = ingest(
         _NAME,
@@ -140,7 +152,8 @@ def read(config: TableConfig, work: Path, progress: Progress, *, labels: Collect
             optional_keys=[keys[key] for key in ("request",) if key in keys],
             times={keys["time"]: time} if "time" in keys else {},
             types=config.types,
-            labels=labels,
+            uses=uses,
+            style=style,
         ),
         drop=config.drop,
         deduplicate=config.deduplicate,
@@ -161,6 +174,15 @@ def read(config: TableConfig, work: Path, progress: Progress, *, labels: Collect
         rejected={_NAME: dict(log.rejected)},
         rejected_files=log.rejected_files,
         warnings=log.warnings,
+        unread=log.unread,
+        conventions=Conventions(
+            source=log.kind,
+            csv=CsvFormat(separator=config.separator, encoding=config.encoding, missing=config.missing),
+            texts=frozenset(log.columns if log.kind == "csv" else ()),
+            style=style,
+            timezone=config.timezone,
+            times={name: replace(time, unit=unit) for name, unit in log.units.items()},
+        ),
     )
 
 
