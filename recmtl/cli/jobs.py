@@ -188,6 +188,27 @@ def predict(
         int, typer.Option("--workers", metavar="N", help="Score in N processes; each holds the model.")
     ] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that are there.")] = False,
+    separator: Annotated[
+        str | None, typer.Option("--separator", metavar="CHARACTER", help="Of CSV; by default the training log's.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", metavar="NAME", help="Of CSV; by default the training log's.")
+    ] = None,
+    missing: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--missing",
+            metavar="TEXT",
+            help="Of CSV: a text that stands for a missing value; may be given several times. By default the training "
+            "log's.",
+        ),
+    ] = None,
+    decimal: Annotated[
+        str | None, typer.Option("--decimal", metavar="CHARACTER", help="Of numbers in text; by default as trained.")
+    ] = None,
+    thousands: Annotated[
+        str | None, typer.Option("--thousands", metavar="CHARACTER", help="Of numbers in text; by default as trained.")
+    ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score rows with a model: one column per task, beside the rows' keys. Killed, the same command goes on."""
@@ -209,6 +230,11 @@ def predict(
         score=score,
         workers=workers,
         overwrite=overwrite,
+        separator=separator,
+        encoding=encoding,
+        missing=missing,
+        decimal=decimal,
+        thousands=thousands,
         tracking_uri=tracking_uri,
         progress=progress(),
     )

@@ -1,15 +1,19 @@
 """Raw rows scored by a model that was trained here or elsewhere: all of them, or the best of each group."""
 
+import codecs
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from recmtl.config import RunConfig
 from recmtl.errors import UserError
 from recmtl.etl.files import find, header
-from recmtl.package import load_package
+from recmtl.package import Package, load_package
 from recmtl.progress import Progress, Silent
-from recmtl.scoring import Predictions, predict_files
+from recmtl.reading import CsvFormat, NumberStyle
+from recmtl.scoring import Predictions, csv_format, predict_files
 from recmtl.stages.job import untrained
 from recmtl.stages.preparing import prepare
 from recmtl.tracking import resolved
@@ -31,6 +35,11 @@ def predict(
     score: str | None = None,
     workers: int = 1,
     overwrite: bool = False,
+    separator: str | None = None,
+    encoding: str | None = None,
+    missing: Sequence[str] | None = None,
+    decimal: str | None = None,
+    thousands: str | None = None,
     tracking_uri: str | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
@@ -49,6 +58,8 @@ def predict(
         score: the prediction that orders a group; by default the fused score.
         workers: processes that score.
         overwrite: replace predictions that are there.
+        separator, encoding, missing: how CSV is written; None: as the training data's.
+        decimal, thousands: how numbers are written in text; None: as in the training data.
         tracking_uri: the store of a URI.
         progress: where to show it; nowhere by default.
 
@@ -75,8 +86,10 @@ def predict(
     _require_place(output)
     with resolved(model, tracking_uri) as folder:
         package = load_package(folder)
+        csv = _csv(package, separator, encoding, missing)
+        style = _style(package, decimal, thousands)
         for name, file in files.items():
-            there = header(file, "--input")
+            there = header(file, "--input", separator=csv.separator, encoding=csv.encoding)
             absent = [column for column in package.schema.columns if column not in there]
             if 0 < len(absent) < len(package.schema.columns):  # of all, the package says that itself
                 progress.warn(f"{name}: it has no column {', '.join(absent)}; scored as missing in every row")
@@ -92,8 +105,43 @@ def predict(
             score=score,
             workers=workers,
             overwrite=overwrite,
+            csv=csv,
+            style=style,
             progress=progress,
         )
+
+
+def _csv(package: Package, separator: str | None, encoding: str | None, missing: Sequence[str] | None) -> CsvFormat:
+    """How the CSV to score is written: as the training data's, save what is said otherwise."""
+    found = csv_format(package)
+    if separator is not None and len(separator) != 1:
+        raise UserError(f"--separator {separator!r}: one character is expected")
+    if encoding is not None:
+        try:
+            encoding = codecs.lookup(encoding).name
+        except LookupError:
+            raise UserError(
+                f"--encoding {encoding}: this is no text encoding; write a name such as utf-8, cp1252 or latin-1"
+            ) from None
+    changes = {"separator": separator, "encoding": encoding, "missing": None if missing is None else tuple(missing)}
+    return found.model_copy(update={name: value for name, value in changes.items() if value is not None})
+
+
+def _style(package: Package, decimal: str | None, thousands: str | None) -> NumberStyle | None:
+    """How numbers are written in text, where that is said otherwise than in training; else None."""
+    if decimal is None and thousands is None:
+        return None
+    columns = {} if package.reading is None else package.reading.columns
+    trained = next((how.style for how in columns.values()), NumberStyle())
+    wanted = {"decimal": decimal or trained.decimal, "thousands": trained.thousands if thousands is None else thousands}
+    for option, value in wanted.items():
+        try:
+            NumberStyle.model_validate({option: value})
+        except ValidationError:
+            raise UserError(f"--{option} {value!r}: this character is not one that numbers are written with") from None
+    if wanted["decimal"] == wanted["thousands"]:
+        raise UserError(f"--decimal and --thousands: {wanted['decimal']!r} cannot stand for both")
+    return NumberStyle.model_validate(wanted)
 
 
 def _require_place(output: Path) -> None:
