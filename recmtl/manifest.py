@@ -13,6 +13,7 @@ The layout that it describes::
     raw/validation/part-00000.parquet …   the same rows, in the same order and part for part, before encoding:
     raw/test/part-00000.parquet …         feature columns, user, item, time, request, label and kept columns, `row`
     rejected/*.parquet                quarantined rows: source, reason, and the row as text
+    rejected/labels.parquet           labels that could not be read: task, column, value, row, keys
 
 Columns of an encoded shard (names of features and tasks are :data:`recmtl.settings.Name`, so nothing clashes):
 

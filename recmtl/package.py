@@ -701,6 +701,11 @@ def _difference(name: str, ours: Tasks, theirs: Tasks) -> str | None:
         mine, other = getattr(ours[name], field), getattr(theirs[name], field)
         if mine != other:
             return f"tasks.{name}: `{field}` is {mine!r} in the model but {other!r} in these data"
+    if ours[name].label == theirs[name].label:  # one column, read in two ways, is two labels
+        for field in ("positive", "labels"):
+            mine, other = getattr(ours[name], field), getattr(theirs[name], field)
+            if mine != other:
+                return f"tasks.{name}: `{field}` is {mine!r} in the model but {other!r} in these data"
     for other in _above(ours[name]):
         if _difference(other, ours, theirs) is not None:
             return f"tasks.{name}: {other!r}, on which it depends, is another in the model than in these data"

@@ -4,17 +4,46 @@ A task is data. It has a kind, a label column, a rule for when its label is obse
 (entire-space) heads, a parent. Nothing else in recmtl knows what a click or a purchase is.
 """
 
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from recmtl.errors import UserError
 from recmtl.settings import Name, Settings
 
-__all__ = ["Observed", "Task", "TaskKind", "Tasks"]
+__all__ = ["Comparison", "Observed", "Task", "TaskKind", "Tasks", "text_of"]
 
 TaskKind = Literal["binary", "regression", "ordinal", "multiclass"]
+Comparison: TypeAlias = Literal[">", ">=", "<", "<=", "==", "!="]
+
+_COMPARISON = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\S+)\s*")
+_MOST = 10_000
+"""Values that ``positive`` or ``labels`` may name."""
+
+
+def text_of(given: Any) -> Any:
+    """A value that a column may hold, as text: what YAML reads as a number or a boolean stands for the same text.
+
+    Anything that is neither text, number nor boolean is returned as it is.
+    """
+    if isinstance(given, bool):
+        return "true" if given else "false"
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)
+    if isinstance(given, (int, float)):
+        return str(given)
+    return given.strip() if isinstance(given, str) else given
+
+
+_Value = Annotated[str, BeforeValidator(text_of)]
+
+
+def _positives(given: Any) -> Any:
+    """A single value is a list of one; a text is a comparison."""
+    return given if isinstance(given, (str, list, tuple)) or given is None else [given]
 
 
 class Observed(Settings):
@@ -52,10 +81,33 @@ class Task(Settings):
     """regression: the lowest and highest possible label; a label outside is invalid, a prediction is clipped to it."""
     weight_column: str | None = None
     """A column of non-negative weights per row for this task's loss; missing counts as 1."""
+    positive: Annotated[
+        str | Annotated[tuple[_Value, ...], Field(min_length=1, max_length=_MOST)] | None, BeforeValidator(_positives)
+    ] = None
+    """binary, where the column does not hold 0 and 1: which values count as 1. A list such as [2] or ["yes"], or a
+    comparison with a number such as "> 0". Every other given value counts as 0; if all listed values are numbers, or
+    for a comparison, a value that is no number is invalid."""
+    labels: Annotated[dict[_Value, float | str | None], Field(min_length=1, max_length=_MOST)] | None = None
+    """What the column holds → the label, for any kind: {"yes": 1, "no": 0}, {1: 0, 2: 1}, {"bad": 1, "good": 5}; null
+    makes the value a missing label. A value that is not named is invalid. true also stands for yes and on, false for no
+    and off, in any case, because YAML reads these alike."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _each_value_once(cls, labels: Any) -> Any:
+        """``{1: 0, 1.0: 1}`` and ``{1: 0, "1": 1}`` name a value twice."""
+        if isinstance(labels, Mapping):
+            values = [text_of(value) for value in labels]
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ValueError(f"`labels` names the value {twice!r} twice")
+            return {value: int(label) if isinstance(label, bool) else label for value, label in labels.items()}
+        return labels
 
     @model_validator(mode="after")
     def _fields_fit_the_kind(self) -> "Task":
-        for field, kind in (("levels", "ordinal"), ("classes", "multiclass"), ("range", "regression")):
+        fields = (("levels", "ordinal"), ("classes", "multiclass"), ("range", "regression"), ("positive", "binary"))
+        for field, kind in fields:
             if getattr(self, field) is not None and self.kind != kind:
                 raise ValueError(f"task {self.name}: `{field}` belongs to kind {kind}, not {self.kind}")
         if self.kind == "ordinal" and (self.levels is None or len(self.levels) < 2):
@@ -72,7 +124,48 @@ class Task(Settings):
             raise ValueError(f"task {self.name}: a task with a parent is binary (for other kinds use `observed`)")
         if self.parent is not None and self.observed is not None:
             raise ValueError(f"task {self.name}: `parent` and `observed` exclude each other")
+        self._check_values()
         return self
+
+    def _check_values(self) -> None:
+        if self.positive is not None and self.labels is not None:
+            raise ValueError(f"task {self.name}: `positive` and `labels` exclude each other")
+        if isinstance(self.positive, str) and self.comparison is None:
+            raise ValueError(
+                f"task {self.name}: `positive` must be a list of values, such as [{self.positive or 2}], or a "
+                f'comparison with a number, such as "> 0", not {self.positive!r}'
+            )
+        for value, label in (self.labels or {}).items():
+            problem = None if label is None else self._unlike_a_label(label)
+            if problem is not None:
+                raise ValueError(f"task {self.name}: `labels` maps {value!r} to {label!r}, which is {problem}")
+        if self.labels is not None and len({label for label in self.labels.values() if label is not None}) < 2:
+            raise ValueError(f"task {self.name}: `labels` must map to at least two different labels")
+
+    def _unlike_a_label(self, label: float | str) -> str | None:
+        """What is wrong with a label that ``labels`` maps to, if anything."""
+        if self.kind == "multiclass":
+            named = str(text_of(label)) in (self.classes or ())
+            return None if named else f"none of `classes` ({', '.join(self.classes or ())})"
+        if isinstance(label, str) or not math.isfinite(label):
+            return "no number"
+        if self.kind == "binary" and label not in (0, 1):
+            return "neither 0 nor 1"
+        if self.kind == "ordinal" and label not in (self.levels or ()):
+            return f"none of `levels` ({', '.join(f'{level:g}' for level in self.levels or ())})"
+        if self.range is not None and not self.range[0] <= label <= self.range[1]:
+            return f"outside `range` [{self.range[0]:g}, {self.range[1]:g}]"
+        return None
+
+    @property
+    def comparison(self) -> tuple[Comparison, float] | None:
+        """``positive`` as operator and number, where it is a comparison."""
+        found = _COMPARISON.fullmatch(self.positive) if isinstance(self.positive, str) else None
+        try:
+            number = math.nan if found is None else float(found[2])
+        except ValueError:
+            return None
+        return (found[1], number) if found is not None and math.isfinite(number) else None  # type: ignore[return-value]
 
 
 class Tasks(Mapping[str, Task]):

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from recmtl.errors import UserError
+from recmtl.etl.listtext import is_bracketed, list_items
 from recmtl.schema import MISSING, UNSEEN, Feature, Schema
 from recmtl.statistics import NumberStatistics, Statistics
 
@@ -224,7 +225,8 @@ def bag_values(feature: Feature, types: pl.Schema) -> pl.Expr:
     """The values of a bag as List(String): a missing bag is null, a missing value within one is a null element.
 
     Raises:
-        UserError: text without a separator, or nested lists.
+        UserError: nested lists; on collecting, text that is no list where the feature has no separator. A list in text
+            (``[5, 8]``, ``["a"]``) needs none; one that cannot be read, such as one that holds lists, is missing.
     """
     dtype = types.get(feature.column)
     if dtype is None:
@@ -313,12 +315,25 @@ def _number_column(feature: Feature, types: pl.Schema) -> pl.Expr:
 def _split(feature: Feature, text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if feature.separator is None:
         if dtype in (pl.String, pl.Categorical, pl.Enum):
-            raise UserError(
-                f"features.{feature.name}: column {feature.column!r} holds text, so `separator` must say what splits "
-                "it into values (a list column needs none)"
+            checked = text.map_batches(
+                partial(_only_lists, feature=feature), return_dtype=pl.String, is_elementwise=True
             )
+            return list_items(checked)
         return pl.when(text.is_not_null()).then(pl.concat_list(text))
-    return text.str.split(feature.separator).list.eval(_filled(pl.element().str.strip_chars()))
+    return list_items(text, feature.separator)
+
+
+def _only_lists(texts: pl.Series, feature: Feature) -> pl.Series:
+    """The texts, all of them in brackets; blank ones become null."""
+    texts = texts.set(texts.str.strip_chars() == "", None)
+    others = texts.filter(~pl.select(is_bracketed(pl.lit(texts))).to_series()) if len(texts) else texts
+    if len(others):
+        raise UserError(
+            f"features.{feature.name}: column {feature.column!r} holds text such as {str(others[0])[:40]!r}, so "
+            "`separator` must say what splits it into values (a list column, and lists as text such as [5, 8], need "
+            "none)"
+        )
+    return texts
 
 
 def _filled(text: pl.Expr) -> pl.Expr:
@@ -345,8 +360,11 @@ def _bag_weights(feature: Feature, types: pl.Schema) -> pl.Expr:
             weights = items.list.eval(number(pl.element(), inner))
         elif feature.separator is None:
             weights = pl.concat_list(number(column, dtype))
+            if dtype == pl.String:
+                listed = list_items(canonical(column, dtype)).list.eval(number(pl.element(), pl.String()))
+                weights = pl.coalesce(listed, weights)
         else:
-            texts = canonical(column, dtype).str.split(feature.separator)
+            texts = list_items(canonical(column, dtype), feature.separator)
             weights = texts.list.eval(number(pl.element(), pl.String()))
     except TypeError as error:
         raise _unreadable(feature, dtype) from error

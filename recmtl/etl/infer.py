@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from recmtl.errors import UserError
+from recmtl.etl.listtext import is_bracketed, is_list_text, list_items
 from recmtl.manifest import Columns
 from recmtl.schema import Feature
 
@@ -22,6 +23,14 @@ FEW = 32
 SEPARATORS = ("|", ";", ",")
 MIN_VECTOR = 4
 """Lists of floats of one length are a vector from this length on; shorter ones are refused rather than guessed."""
+
+
+LISTS = 0.95
+"""Share of a text column's values that must be lists for it to be a bag."""
+_NAMELESS = "(a column without a name)"
+_INDEX = re.compile(r"Unnamed: \d+(_level_\d+)?|__index_level_\d+__")
+"""What pandas calls an index that was written without a name."""
+_DECIMAL_COMMA = r"^\s*[+-]?(?:\d+|\d{1,3}(?:[. ]\d{3})+),\d+\s*$"
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,10 @@ def infer_features(train: pl.LazyFrame, columns: Columns, excluded: Collection[s
     """Judge every column by its type, its name and its values.
 
     The user and item keys and other text, booleans, whole numbers named `…id` or with few values become ids; lists and
-    text with a common separator bags; lists of floats of one length vectors; other numbers numbers (log1p where they
-    are counts with a long tail). Times, free text, columns with one value and identifiers of single rows are left out.
+    text with a common separator bags; lists of floats of one length vectors, in text (``[5, 8]``) too; other numbers
+    numbers (log1p where they are counts with a long tail). Times, free text, columns with one value, identifiers of
+    single rows, and an index that was written beside the data (without a name, named as pandas names it, or rising from
+    row to row) are left out.
 
     Args:
         train: raw train rows.
@@ -56,9 +67,10 @@ def infer_features(train: pl.LazyFrame, columns: Columns, excluded: Collection[s
     features: list[Feature] = []
     lines: list[str] = []
     for column in sample.columns:
-        found = _judge(sample[column], is_key=column in keys)
+        is_key = column in keys
+        found = (None if is_key else _index(sample[column])) or _judge(sample[column], is_key=is_key)
         if isinstance(found, str):
-            lines.append(f"{column}: left out, {found}")
+            lines.append(f"{column or _NAMELESS}: left out, {found}")
             continue
         feature = Feature(name=_name(column, features), column=column, **found)  # type: ignore[arg-type]
         features.append(feature)
@@ -67,6 +79,20 @@ def infer_features(train: pl.LazyFrame, columns: Columns, excluded: Collection[s
     if not features:
         raise UserError("features: none could be inferred from the columns; name them")
     return Inferred(tuple(features), tuple(lines))
+
+
+def _index(values: pl.Series) -> str | None:
+    """Why a column is an index and no feature, where it is one."""
+    if not values.name.strip() or _INDEX.fullmatch(values.name):
+        return "an index that was written beside the data"
+    rows = len(values)
+    if not values.dtype.is_numeric() or values.null_count() or rows <= FEW:
+        return None
+    if not (values.is_finite().all() and (values == values.floor()).all()):
+        return None
+    # Compared rather than subtracted, as unsigned numbers have no negative difference.
+    rises = bool((values.slice(1) > values.head(rows - 1)).all())
+    return "row numbers: it rises from row to row (name it as a feature to use it)" if rises else None
 
 
 def _judge(values: pl.Series, *, is_key: bool) -> dict[str, object] | str:
@@ -97,7 +123,13 @@ def _judge(values: pl.Series, *, is_key: bool) -> dict[str, object] | str:
         if whole and distinct <= FEW and dtype.is_integer():
             return {"kind": "id"}
         return {"kind": "number", "transform": "log1p"} if _long_tailed(present) else {"kind": "number"}
-    separator = _separator(present.cast(pl.String))
+    texts = present.cast(pl.String)
+    if (texts.str.contains(_DECIMAL_COMMA)).mean() >= LISTS:  # type: ignore[operator]
+        return "numbers with a decimal comma (set `decimal` in data.source)"
+    listed = _judge_list_text(texts)
+    if listed is not None:
+        return listed
+    separator = _separator(texts)
     if separator is not None:
         return {"kind": "bag", "separator": separator}
     return "a different text in almost every row" if alone else {"kind": "id"}
@@ -117,6 +149,25 @@ def _judge_list(present: pl.Series, dtype: pl.List | pl.Array) -> dict[str, obje
             return {"kind": "vector", "dim": int(lengths[0])}
         return "lists of floats of different or small lengths (name it as a vector or a weighted bag)"
     return {"kind": "bag"}
+
+
+def _judge_list_text(texts: pl.Series) -> dict[str, object] | str | None:
+    """The same for lists in text; None where the texts are no lists."""
+    texts = texts.filter(texts.str.strip_chars() != "")
+    found = texts.to_frame("text").select(
+        listed=is_list_text(pl.col("text")), bracketed=is_bracketed(pl.col("text")), items=list_items(pl.col("text"))
+    )
+    if not len(found) or found["listed"].mean() < LISTS:  # type: ignore[operator]
+        return None
+    items = found["items"].drop_nulls()
+    values = items.explode(empty_as_null=False)
+    numbers = values.cast(pl.Float64, strict=False)
+    if len(values) and numbers.null_count() == values.null_count() and not (numbers == numbers.floor()).all():
+        items = items.cast(pl.List(pl.Float64))
+    judged = _judge_list(items, items.dtype)  # type: ignore[arg-type]
+    if isinstance(judged, dict) and judged["kind"] == "bag" and not found["bracketed"].all():
+        judged["separator"] = ","  # of the few texts that are no lists
+    return judged
 
 
 def _long_tailed(present: pl.Series) -> bool:

@@ -7,7 +7,8 @@ In: raw rows of one split. Out: the same rows with ``label:TASK``, ``observed:TA
 ``immature``       the impression is so late that the label's window had not closed, whatever happened in it; or, for a
                    label that is given, the value became known only after the labels were looked at
 ``missing``        there is no label
-``invalid``        not 0, 1, true or false; not one of the levels or classes; not a finite number; outside the range
+``invalid``        not 0, 1, true or false, or what ``positive`` and ``labels`` of the task say instead; not one of the
+                   levels or classes; not a number that is finite as Float32; outside the range
 ``not_applicable`` the task in ``observed.when`` is not observed or not positive there, or the parent is not observed
 ``contradiction``  positive under a negative parent
 ``known_before``   the day of evaluation alone: the label was known before that day, so it judges nothing new
@@ -17,6 +18,7 @@ In: raw rows of one split. Out: the same rows with ``label:TASK``, ``observed:TA
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -25,12 +27,17 @@ from recmtl.errors import UserError
 from recmtl.etl.encode import canonical, number
 from recmtl.manifest import TaskSummary
 from recmtl.statistics import LabelStatistics
-from recmtl.tasks import Task, Tasks
+from recmtl.tasks import Task, Tasks, text_of
 
-__all__ = ["REASONS", "LabelCounts", "LabelTimes", "encode_labels", "known_since", "labels_as_of"]
+__all__ = ["REASONS", "LabelCounts", "LabelTimes", "encode_labels", "known_since", "labels_as_of", "read_label"]
 
 REASONS = ("immature", "missing", "invalid", "not_applicable", "contradiction", "known_before")
 _REASON = pl.Enum(REASONS)
+_LARGEST = float(np.finfo(np.float32).max)
+_EXACT = 2**53
+"""Whole numbers below it are exact as Float64."""
+_SPELLINGS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
+"""Of YAML's booleans, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def encode_labels(frame: pl.LazyFrame, tasks: Tasks, times: LabelTimes) -> pl.La
     """
     types = frame.collect_schema()
     for task in tasks.parents_first():
-        value, missing = _parsed(task, types[task.label])
+        value, missing = read_label(task, types[task.label])
         rules = [(_immature(task, times), "immature"), (missing, "missing"), (value.is_null(), "invalid")]
         if task.observed is not None:
             other = task.observed.when
@@ -137,8 +144,20 @@ def _immature(task: Task, times: LabelTimes) -> pl.Expr:
     return immature
 
 
-def _parsed(task: Task, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
-    """The label as :class:`recmtl.batch.Batch` has it (null where missing or invalid), and whether it is missing."""
+def read_label(task: Task, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
+    """How a task reads its label's column.
+
+    Args:
+        task: the task.
+        dtype: the column's type.
+
+    Returns:
+        The label as :class:`recmtl.batch.Batch` has it, null where the value is missing or invalid; and whether the
+        value is missing: null, NaN, blank text, or a value that ``labels`` maps to null.
+
+    Raises:
+        UserError: a type that holds no labels, such as lists.
+    """
     column = pl.col(task.label)
     try:
         text = canonical(column, dtype)
@@ -148,13 +167,20 @@ def _parsed(task: Task, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
     if dtype == pl.String:
         text = pl.when(text.str.strip_chars() != "").then(text.str.strip_chars())
     missing = text.is_null()
+    if task.labels is not None:
+        # NaN stands for the missing label while the values are looked up.
+        named = {name: np.nan if label is None else _label(task, label) for name, label in task.labels.items()}
+        found = _named(named, text, value, dtype)
+        return found.fill_nan(None), missing | found.is_nan().fill_null(False)
+    if task.positive is not None:
+        return _positive(task, text, value, dtype), missing
     if task.kind == "binary":
         words = {"true": 1.0, "false": 0.0}
         word = text.str.to_lowercase().replace_strict(words, default=None, return_dtype=pl.Float64)
         value = pl.when(value.is_in([0.0, 1.0])).then(value).otherwise(word)
     elif task.kind == "regression":
-        if task.range is not None:
-            value = pl.when(value.is_between(*task.range)).then(value)
+        low, high = task.range or (-_LARGEST, _LARGEST)
+        value = pl.when(value.is_between(max(low, -_LARGEST), min(high, _LARGEST))).then(value)
     elif task.kind == "ordinal":
         assert task.levels is not None
         # Compared as float32, so that a level like 0.1 is found in a float32 column.
@@ -170,6 +196,69 @@ def _parsed(task: Task, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
     return value, missing
 
 
+def _label(task: Task, label: float | str) -> float:
+    """A label that ``labels`` maps to, as a batch has it."""
+    if task.kind == "multiclass":
+        assert task.classes is not None
+        return float(task.classes.index(text_of(label)))
+    number = float(label)
+    return float(task.levels.index(number)) if task.levels is not None else number
+
+
+def _positive(task: Task, text: pl.Expr, value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """1 for the values that ``positive`` means, 0 for every other valid one."""
+    if task.comparison is not None:
+        operator, bound = task.comparison
+        other = pl.lit(bound, pl.Float32 if dtype == pl.Float32 else pl.Float64)
+        mine = value.cast(pl.Float32) if dtype == pl.Float32 else value
+        holds = {
+            ">": mine > other,
+            ">=": mine >= other,
+            "<": mine < other,
+            "<=": mine <= other,
+            "==": mine == other,
+            "!=": mine != other,
+        }
+        return holds[operator].cast(pl.Float64)
+    assert isinstance(task.positive, tuple)
+    hit = _named(dict.fromkeys(task.positive, 1.0), text, value, dtype)
+    valid = value if all(_as_number(name) is not None for name in task.positive) else text
+    return pl.when(hit.is_not_null() | valid.is_not_null()).then(hit.fill_null(0.0))
+
+
+def _named(labels: Mapping[str, float], text: pl.Expr, value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """The label of each value that is named, null for others: by its text, as a number, or as a boolean of YAML."""
+
+    def looked_up(by: pl.Expr, table: Mapping[Any, float], kind: pl.DataType) -> pl.Expr:
+        names = pl.Series(list(table), dtype=kind)
+        codes = pl.Series(list(table.values()), dtype=pl.Float64)
+        return by.replace_strict(names, codes, default=None, return_dtype=pl.Float64)
+
+    found = [looked_up(text, labels, pl.String())]
+    numbers: dict[float, float] = {}
+    for name, label in labels.items():
+        as_number = _as_number(name)
+        if as_number is not None and abs(as_number) < _EXACT:
+            if dtype == pl.Float32:
+                as_number = float(np.float32(as_number))
+            numbers.setdefault(as_number, label)
+    if numbers:
+        kind = pl.Float32() if dtype == pl.Float32 else pl.Float64()
+        found.append(looked_up(value.cast(kind), numbers, kind))
+    words = {word: labels[name] for word, name in _SPELLINGS.items() if name in labels}
+    if words:
+        found.append(looked_up(text.str.to_lowercase(), words, pl.String()))
+    return pl.coalesce(found)
+
+
+def _as_number(name: str) -> float | None:
+    try:
+        found = float(name)
+    except ValueError:
+        return None
+    return found if np.isfinite(found) else None
+
+
 def _weight(task: Task, types: pl.Schema) -> pl.Expr:
     assert task.weight_column is not None
     dtype = types[task.weight_column]
@@ -179,7 +268,9 @@ def _weight(task: Task, types: pl.Schema) -> pl.Expr:
     except TypeError as error:
         raise UserError(f"tasks.{task.name}.weight_column: {task.weight_column!r} is {dtype}, no number") from error
     # What is stated and is no weight becomes -1, which the counting refuses.
-    stated = pl.when(value >= 0).then(value).otherwise(pl.when(text.is_null()).then(1.0).otherwise(-1.0))
+    stated = (
+        pl.when(value.is_between(0, _LARGEST)).then(value).otherwise(pl.when(text.is_null()).then(1.0).otherwise(-1.0))
+    )
     return stated.cast(pl.Float32).alias(f"weight:{task.name}")
 
 

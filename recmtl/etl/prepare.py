@@ -26,6 +26,7 @@ from recmtl.etl.drift import fit_profiles
 from recmtl.etl.encode import Encoder, canonical, stable_hash
 from recmtl.etl.fit import fit_numbers, fit_tables
 from recmtl.etl.infer import infer_features
+from recmtl.etl.invalid import InvalidLabels
 from recmtl.etl.mask import LabelCounts, LabelTimes, encode_labels, labels_as_of
 from recmtl.etl.shards import StagedPart, load_part, stage_parts, write_shard
 from recmtl.etl.sources import SOURCES, LabelledLog
@@ -233,6 +234,7 @@ class _Build:
         self._progress = progress
         self._types = log.frame.collect_schema()
         self._warnings = list(log.warnings)
+        self._rejected_files = log.rejected_files
 
     def run(self) -> Manifest:
         """Split, stage, label, fit, encode; return the manifest of what was written."""
@@ -253,7 +255,8 @@ class _Build:
         )
         self._check_sizes(staged, plan)
         times, as_of = self._label_times(plan)
-        labelled, counts = self._label(staged, times)
+        labelled, counts, invalid = self._label(staged, times)
+        self._judge_labels(invalid, labelled)
         self._progress.say("fitting vocabularies and moments on train")
         parts = labelled["train"]
         reading = see_reading(schema, self._types, parts, log.columns, log.conventions)
@@ -435,8 +438,9 @@ class _Build:
 
     def _label(
         self, staged: Mapping[str, list[StagedPart]], times: Mapping[str, LabelTimes]
-    ) -> tuple[dict[str, list[Path]], dict[str, LabelCounts]]:
+    ) -> tuple[dict[str, list[Path]], dict[str, LabelCounts], InvalidLabels]:
         labelled: dict[str, list[Path]] = {}
+        invalid = InvalidLabels(self._tasks, self._log.columns, "row", self._work / "invalid")
         counts: dict[str, LabelCounts] = {}
         folder = self._work / "labelled"
         folder.mkdir()
@@ -446,6 +450,7 @@ class _Build:
                 labelled[split], counts[split] = [], LabelCounts(self._tasks)
                 for part in parts:
                     frame = load_part(part, seed=self._data.split.seed)
+                    invalid.add(frame)
                     frame = encode_labels(frame.lazy(), self._tasks, times[split]).collect()
                     counts[split].add(frame)
                     path = folder / f"{split}-{part.number:05}.parquet"
@@ -454,7 +459,22 @@ class _Build:
                         file.unlink()
                     labelled[split].append(path)
                     bar.advance(part.rows)
-        return labelled, counts
+        return labelled, counts, invalid
+
+    def _judge_labels(self, invalid: InvalidLabels, labelled: Mapping[str, Sequence[Path]]) -> None:
+        """Keep the labels that cannot be read; warn of a few, stop at more than ``data.max_invalid``."""
+        file = self._work / "labels.parquet"
+        if not invalid.write(file):
+            return
+        rows = [path for paths in labelled.values() for path in paths]
+        kept = self._folder / "rejected" / file.name
+        refused = self._folder.with_name(f"{self._folder.name}.rejected") / file.name
+        try:
+            self._warnings += invalid.judge(self._data.max_invalid, rows, kept=kept, refused=refused)
+        except UserError:
+            _keep_rejects([file], self._folder.resolve())
+            raise
+        self._rejected_files += (file,)
 
     # The shards: encoded rows, and beside validation and test their raw twins.
 
@@ -564,7 +584,7 @@ class _Build:
                 f".{'validation' if split == 'train' else split} so that earlier rows belong to it"
             )
         if reason == "invalid":
-            field = {"ordinal": "levels", "multiclass": "classes", "regression": "range"}.get(task.kind, "kind")
+            field = {"ordinal": "levels", "multiclass": "classes", "regression": "range"}.get(task.kind, "positive")
             return f"{rows} (column {task.label!r}); check tasks.{task.name}.{field}"
         if reason == "not_applicable":
             other = task.parent or (task.observed.when if task.observed else "")
@@ -575,7 +595,7 @@ class _Build:
         return f"{rows} (column {task.label!r}); check tasks.{task.name}.label"
 
     def _publish_rejects(self) -> None:
-        for path, name in _rejected_names(self._log.rejected_files):
+        for path, name in _rejected_names(self._rejected_files):
             (self._building / "rejected").mkdir(exist_ok=True)
             shutil.copyfile(path, self._building / "rejected" / name)
         for source, reasons in self._log.rejected.items():
@@ -763,16 +783,21 @@ def _refuse_rejects(log: LabelledLog, most: float, place: Path, folder: Path) ->
         count, read = sum(reasons.values()), log.read.get(name, 0)
         if count <= most * read:
             continue
-        kept = place.with_name(f"{place.name}.rejected")
-        kept.mkdir(exist_ok=True)
-        for path, file in _rejected_names(log.rejected_files):
-            shutil.copyfile(path, kept / file)
+        _keep_rejects(log.rejected_files, place)
         reason = max(reasons, key=lambda reason: reasons[reason])
         raise UserError(
             f"{name}: {count:,} of {read:,} rows ({count / max(read, 1):.1%}) are unusable, mostly {reason!r} "
             f"({reasons[reason]:,}), and data.max_rejected allows {most:.1%}; they are in "
             f"{folder.with_name(f'{folder.name}.rejected')}; mend the input or the source's settings, or raise it"
         )
+
+
+def _keep_rejects(files: Iterable[Path], place: Path) -> None:
+    """Copy what a refused run could not read beside the dataset's place, for a person to look at."""
+    kept = place.with_name(f"{place.name}.rejected")
+    kept.mkdir(exist_ok=True)
+    for path, file in _rejected_names(files):
+        shutil.copyfile(path, kept / file)
 
 
 def _rejected_names(files: Iterable[Path]) -> Iterator[tuple[Path, str]]:

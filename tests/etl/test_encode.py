@@ -282,6 +282,36 @@ def test_a_bag_in_text_needs_a_separator() -> None:
         encoder(Feature(name="x", kind="bag")).rows(pl.DataFrame({"x": ["a,b"]}))
 
 
+@pytest.mark.parametrize(
+    "text", [["[5, 8]", "[]", None], ['["5","8"]', "[]", ""], ["['5', '8']", "()", " "], ["[5 8]", "set()", None]]
+)
+@pytest.mark.parametrize("separator", [None, ",", "|"])
+def test_lists_in_text_are_what_lists_are(text: list[str | None], separator: str | None) -> None:
+    statistics = ("5", "8")
+    wanted = encoder(Feature(name="x", kind="bag"), values=statistics).rows(pl.DataFrame({"x": [[5, 8], [], None]}))
+    for column in (pl.Series(text), pl.Series(text, dtype=pl.Categorical)):
+        found = encoder(Feature(name="x", kind="bag", separator=separator), values=statistics).rows(
+            pl.DataFrame({"x": column})
+        )
+        blank = [n for n, value in enumerate(text) if value == " "]  # a text of no values, where a separator splits it
+        kept = [n for n in range(3) if separator is None or n not in blank]
+        assert found["bag:x"].gather(kept).to_list() == wanted["bag:x"].gather(kept).to_list()
+
+
+def test_weights_in_lists_in_text() -> None:
+    statistics = ("a", "b")
+    lists = pl.DataFrame({"x": ["['a', 'b']", '["b"]'], "w": ["[1.0, 3.0]", "[2]"]})
+    for separator in (None, ","):
+        beside = Feature(name="x", kind="weighted_bag", weights="w", separator=separator)
+        found = encoder(beside, values=statistics).rows(lists)
+        assert found["bag:x"].to_list() == [[2, 3], [3]]
+        assert found["weights:x"].to_list() == [[0.25, 0.75], [1.0]]
+    within = Feature(name="x", kind="weighted_bag", separator=",", pooling="sum")
+    found = encoder(within, values=statistics).rows(pl.DataFrame({"x": ["['a:0.5', 'b:2']", "[b:4]"]}))
+    assert found["bag:x"].to_list() == [[2, 3], [3]]
+    assert found["weights:x"].to_list() == [[0.5, 2.0], [4.0]]
+
+
 def test_features_share_a_table_and_slices_encode_as_the_whole() -> None:
     schema = Schema(
         [

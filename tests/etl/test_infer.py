@@ -79,3 +79,67 @@ def test_every_column_is_judged() -> None:
 def test_nothing_to_learn_from() -> None:
     with pytest.raises(UserError, match="none could be inferred"):
         infer_features(pl.LazyFrame({"click": [0, 1], "x": ["a", "a"]}), Columns(), {"click"})
+
+
+def taken(**columns: object) -> tuple[dict[str, dict[str, object]], dict[str, str]]:
+    """Column → kind and details of its feature, and column → the line on it, beside a column that is always taken."""
+    frame = pl.DataFrame({"price": np.random.default_rng(0).normal(10, 1, ROWS), **columns})
+    found = infer_features(frame.lazy(), Columns(), set())
+    details = {f.column: {"kind": f.kind, "separator": f.separator, "dim": f.dim} for f in found.features}
+    return details, {line.split(": left out")[0].split(":")[0]: line for line in found.lines}
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["[5, 8, 7]", "[]", "[1]"], {"kind": "bag", "separator": None, "dim": None}),
+        (['["a", "b"]', '["c"]'], {"kind": "bag", "separator": None, "dim": None}),
+        (["['a', 'b']", "['c']"], {"kind": "bag", "separator": None, "dim": None}),
+        (["[5 8 7]", "[5 1]"], {"kind": "bag", "separator": None, "dim": None}),
+        (["{a,b}", "{c}"], {"kind": "bag", "separator": None, "dim": None}),
+        (["[0.25, 1.0, 2.5, 3.5]", "[1.0, 2.0, 3.0, 4.0]"], {"kind": "vector", "separator": None, "dim": 4}),
+        (["[5, 8]"] * 39 + ["5"], {"kind": "bag", "separator": ",", "dim": None}),
+    ],
+)
+def test_lists_in_text_are_bags_or_vectors(texts: list[str], expected: dict[str, object]) -> None:
+    found, _ = taken(tags=[texts[n % len(texts)] for n in range(ROWS)])
+    assert found["tags"] == expected
+
+
+def test_numbers_with_a_decimal_comma_are_no_bag() -> None:
+    found, lines = taken(cost=[f"{n % 90},{n % 10}0" for n in range(ROWS)])
+    assert "cost" not in found
+    assert "decimal comma" in lines["cost"]
+
+
+@pytest.mark.parametrize("name", ["", " ", "Unnamed: 0", "Unnamed: 0_level_1", "__index_level_0__"])
+def test_an_index_is_left_out_by_its_name(name: str) -> None:
+    found, lines = taken(**{name: [n % 50 for n in range(ROWS)]})
+    assert set(found) == {"price"}
+    assert any("left out, an index that was written beside the data" in line for line in lines.values())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pl.Series(range(ROWS)),
+        pl.Series(range(5, 2 * ROWS + 5, 2), dtype=pl.UInt32),
+        pl.Series(range(ROWS), dtype=pl.Float64),
+    ],
+)
+def test_row_numbers_are_left_out(values: pl.Series) -> None:
+    found, lines = taken(number=values)
+    assert set(found) == {"price"}
+    assert "left out, row numbers: it rises from row to row" in lines["number"]
+
+
+def test_what_only_looks_like_row_numbers_is_kept() -> None:
+    almost = list(range(ROWS))
+    almost[7] = 6  # stands twice
+    found, _ = taken(almost=almost, falling=list(range(ROWS, 0, -1)), rising=[n + 0.5 for n in range(ROWS)])
+    assert set(found) == {"price", "almost", "falling", "rising"}
+    few = pl.DataFrame({"n": range(20), "x": [n % 3 for n in range(20)]})
+    assert {f.column for f in infer_features(few.lazy(), Columns(), set()).features} == {"n", "x"}
+    # The key of the users stays, sorted or not.
+    users = pl.DataFrame({"user": range(ROWS)})
+    assert infer_features(users.lazy(), Columns(user="user"), set()).features[0].column == "user"

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
+from pydantic import ValidationError
 
 from recmtl.errors import UserError
 from recmtl.etl.mask import LabelCounts, LabelTimes, encode_labels, labels_as_of
@@ -243,3 +244,82 @@ def test_on_the_day_of_evaluation_a_label_counts_that_was_not_known_before_it() 
     counts = LabelCounts(Tasks([CLICK, PURCHASE, stars]))
     counts.add(found)
     assert counts.summaries()["click"].masked == {"immature": 1, "known_before": 1}
+
+
+@pytest.mark.parametrize(
+    ("positive", "column", "labels", "reasons"),
+    [
+        ([2], [1, 2, None], [0, 1, 0], [None, None, "missing"]),
+        (2, [1.0, 2.0, float("nan")], [0, 1, 0], [None, None, "missing"]),
+        ([1], [-1, 1], [0, 1], [None, None]),
+        ([2], ["1", " 2 ", "2.0", "x", ""], [0, 1, 1, 0, 0], [None, None, None, "invalid", "missing"]),
+        (["yes"], ["yes", "no", "Yes", None], [1, 0, 0, 0], [None, None, None, "missing"]),
+        ([True], ["Yes", "on", "TRUE", "no"], [1, 1, 1, 0], [None] * 4),
+        ([True], [True, False], [1, 0], [None, None]),
+        ([0.1], pl.Series([0.1, 0.2], dtype=pl.Float32), [1, 0], [None, None]),
+        ("> 0", [0, 1, 3, -1, None], [0, 1, 1, 0, 0], [None, None, None, None, "missing"]),
+        (">=4", ["3.5", "4", "five"], [0, 1, 0], [None, None, "invalid"]),
+        ("!= 0", [0.0, 2.0, float("inf")], [0, 1, 0], [None, None, "invalid"]),
+        ("== 0.1", pl.Series([0.1, 0.2], dtype=pl.Float32), [1, 0], [None, None]),
+    ],
+)
+def test_positive_says_which_values_count_as_1(
+    positive: object, column: list[object], labels: list[float], reasons: list[str | None]
+) -> None:
+    task = Task.model_validate({"name": "click", "kind": "binary", "label": "is_click", "positive": positive})
+    assert one(task, column) == (labels, reasons)
+    assert Task.model_validate_json(task.model_dump_json()) == task
+
+
+def test_labels_map_what_the_column_holds() -> None:
+    def read(column: object, **fields: object) -> tuple[list[float], list[str | None]]:
+        return one(Task.model_validate({"name": "t", "label": "t", **fields}), column)  # type: ignore[arg-type]
+
+    yes_no = {"kind": "binary", "labels": {"yes": 1, "no": 0, "unknown": None}}
+    expected = ([1, 0, 0, 0, 0], [None, None, "missing", "invalid", "missing"])
+    assert read(["yes", "no ", "unknown", "maybe", None], **yes_no) == expected
+    assert read([1, 2, 3], kind="binary", labels={1: 0, 2: 1}) == ([0, 1, 0], [None, None, "invalid"])
+    assert read([1.0, 2.0], kind="binary", labels={1: 0, 2: 1}) == ([0, 1], [None, None])
+    # YAML reads yes and no without quotes as booleans.
+    assert read(["yes", "NO", "off"], kind="binary", labels={True: 1, False: 0}) == ([1, 0, 0], [None] * 3)
+    stars = {"kind": "ordinal", "levels": [1, 3, 5], "labels": {"bad": 1, "fair": 3, "good": 5}}
+    assert read(["good", "bad", "5"], **stars) == ([2, 0, 0], [None, None, "invalid"])
+    moods = {"kind": "multiclass", "classes": ["up", "7"], "labels": {"u": "up", "seven": 7}}
+    assert read(["seven", "u", "up"], **moods) == ([1, 0, 0], [None, None, "invalid"])
+    assert read(["low", "high"], kind="regression", labels={"low": 0.5, "high": 9}) == ([0.5, 9], [None, None])
+    # Identifiers beyond what a float holds stay apart.
+    large = {"kind": "binary", "labels": {2**53: 0, 2**53 + 1: 1}}
+    assert read([2**53, 2**53 + 1, 2**53 + 2], **large) == ([0, 1, 0], [None, None, "invalid"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"positive": "yes"}, "must be a list of values"),
+        ({"positive": "> many"}, "must be a list of values"),
+        ({"positive": "> inf"}, "must be a list of values"),
+        ({"positive": []}, "at least 1"),
+        ({"positive": [1], "labels": {"a": 1, "b": 0}}, "exclude each other"),
+        ({"labels": {"a": 2, "b": 0}}, "maps 'a' to 2.0, which is neither 0 nor 1"),
+        ({"labels": {"a": 1, "b": None}}, "at least two different labels"),
+        ({"labels": {1: 1, "1": 0}}, "names the value '1' twice"),
+        ({"kind": "regression", "positive": [2]}, "`positive` belongs to kind binary"),
+        ({"kind": "regression", "labels": {"a": "x", "b": 0}}, "no number"),
+        ({"kind": "regression", "range": [0, 1], "labels": {"a": 2, "b": 0}}, "outside `range`"),
+        ({"kind": "ordinal", "levels": [1, 2], "labels": {"a": 1, "b": 3}}, "none of `levels`"),
+        ({"kind": "multiclass", "classes": ["x", "y"], "labels": {"a": "x", "b": "z"}}, "none of `classes`"),
+    ],
+)
+def test_positive_and_labels_fit_the_task(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Task.model_validate({"name": "t", "kind": "binary", "label": "t", **fields})
+
+
+def test_a_number_that_float32_cannot_hold_is_invalid() -> None:
+    task = Task(name="n", kind="regression", label="n")
+    assert one(task, [1.0, 1e300]) == ([1, 0], [None, "invalid"])
+    ranged = Task(name="n", kind="regression", label="n", range=(0, 1e308))
+    assert one(ranged, [1.0, 1e300]) == ([1, 0], [None, "invalid"])
+    weighted = Task(name="click", kind="binary", label="is_click", weight_column="w")
+    with pytest.raises(UserError, match="at least 0, but 1 rows"):
+        LabelCounts(Tasks([weighted])).add(mask([weighted], is_click=[0, 1], w=[1.0, 1e300]))

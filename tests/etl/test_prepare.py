@@ -614,3 +614,9 @@ def _no_threads_left() -> Iterator[None]:
 
 def test_split_config_is_part_of_data() -> None:
     assert DataConfig.model_fields["split"].annotation is SplitConfig
+
+
+def test_a_bag_of_text_without_separator_is_one_sentence(log: Path) -> None:
+    features = (USER, Feature(name="tags", kind="bag"))
+    with pytest.raises(UserError, match=r"^features\.tags: column 'tags' holds text such as .*`separator` must say"):
+        built(log, features=features)
