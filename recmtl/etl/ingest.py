@@ -5,6 +5,7 @@ order. Memory is bounded by what Polars streams at a time, beside the suspects a
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ class Ingested:
         return [name for name in self.frame.collect_schema().names() if name != ROW]
 
 
+@raw_files.naming_damage
 def ingest(
     name: str,
     files: Mapping[str, Path],
@@ -61,7 +63,7 @@ def ingest(
     encoding: str = "utf8",
     missing: Sequence[str] = raw_files.MISSING_TEXTS,
     names: Sequence[str] | None = None,
-    quote: bool = True,
+    quote: str | None = '"',
     tags: Mapping[str, str] | None = None,
 ) -> Ingested:
     """Read a log, keep its good rows under ``work``, and count the rest.
@@ -98,7 +100,7 @@ def ingest(
     unjudged = [*dropped, raw_files.TAG] if tags is not None else dropped
     as_written = {new: old for old, new in rename.items()}
     typing = see_types(
-        frame, rules, where, text=raw.text, undecodable=raw.undecodable, unjudged=unjudged, names=as_written
+        frame, rules, where, text=raw.text, undecodable=bool(raw.undecodable), unjudged=unjudged, names=as_written
     )
     source = pl.lit(name).alias("source")
     text = pl.struct(pl.col(c).alias(as_written.get(c, c)) for c in frame.collect_schema().names())
@@ -120,9 +122,12 @@ def ingest(
     rejected = dict(pl.scan_parquet(bad, glob=False).group_by("reason").len().sort("reason").collect().iter_rows())
     rejected_files = [bad] if rejected else []
     if raw.malformed:
-        rejected[raw_files.MALFORMED] = len(raw.malformed)
-        malformed = pl.DataFrame({ROW: raw.malformed}, schema={ROW: pl.String})
-        malformed.select(source, pl.lit(raw_files.MALFORMED).alias("reason"), ROW).write_parquet(lines)
+        rejected |= Counter(line.reason for line in raw.malformed)
+        malformed = pl.DataFrame(
+            {"reason": [line.reason for line in raw.malformed], ROW: [line.text for line in raw.malformed]},
+            schema={"reason": pl.String, ROW: pl.String},
+        )
+        malformed.select(source, "reason", ROW).write_parquet(lines)
         rejected_files.append(lines)
     shutil.rmtree(work / "text", ignore_errors=True)
     kept = _rows(good)

@@ -167,7 +167,7 @@ def see_types(
                 typed = _plain(raw, dtype)
         elif name in keys:
             typed = _key(raw, dtype, seen, name, f"{where}: column {shown}")
-        elif text:
+        elif text and dtype == pl.String:  # a folder's column has its type already
             typed, share = _see_text(raw, seen, name)
             if share is not None and name in rules.labels:
                 typed = raw
