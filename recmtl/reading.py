@@ -85,8 +85,8 @@ class CsvFormat(Settings):
     """Between fields."""
     encoding: str = "utf-8"
     """Of the text."""
-    quote: bool = True
-    """Whether double quotes enclose fields."""
+    quote: str | None = '"'
+    """The character that encloses fields; None: there is none."""
     missing: tuple[str, ...] = MISSING_TEXTS
     """Texts that stand for a missing value."""
 

@@ -9,6 +9,7 @@ import torch
 from recmtl.manifest import Columns
 from recmtl.model import Model, ModelConfig, build_model
 from recmtl.package import save_package
+from recmtl.reading import ColumnReading, Reading
 from recmtl.schema import Feature, Schema
 from recmtl.statistics import LabelStatistics, NumberStatistics, Statistics, Vocabulary
 from recmtl.tasks import Task, Tasks
@@ -70,6 +71,18 @@ class Sample:
                 "content": "List(Float64)",
             },
             train_rows=10,
+            reading=Reading(
+                columns={
+                    "user_id": ColumnReading(type="integer", identifies=True, key=True),
+                    "item_id": ColumnReading(type="text", identifies=True, key=True),
+                    "tag": ColumnReading(type="text", identifies=True),
+                    "genre": ColumnReading(type="text", identifies=True),
+                    "likes": ColumnReading(type="list", identifies=True, inner=ColumnReading(type="integer")),
+                    "price": ColumnReading(type="float"),
+                    "age": ColumnReading(type="integer"),
+                    "content": ColumnReading(type="list", inner=ColumnReading(type="float")),
+                }
+            ),
         )
         self.columns = Columns(user="user_id", item="item_id", time="time")
         tower = {"kind": "mmoe", "num_experts": 2, "expert_widths": [8], "head_widths": [4]}

@@ -186,8 +186,8 @@ def test_a_listing_that_is_none_is_refused(copy: Path, text: str) -> None:
 
 def test_a_newer_format_says_so(copy: Path) -> None:
     listing = json.loads((copy / "hashes.json").read_text())
-    (copy / "hashes.json").write_text(json.dumps({**listing, "format": 2}))
-    with pytest.raises(RunError, match="format 2 of packages is not known"):
+    (copy / "hashes.json").write_text(json.dumps({**listing, "format": 3}))
+    with pytest.raises(RunError, match="format 3 of packages is not known"):
         load_package(copy)
 
 

@@ -5,6 +5,7 @@ order. Memory is bounded by what Polars streams at a time, beside the suspects a
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,9 @@ ROW = "row"
 """The column with a row's number: 0, 1, 2, … in source order."""
 
 _DROPPED = "dropped:"
+_ORIGIN = (raw_files.FILE, raw_files.FILE_ROW)
+_ABOUT = ("source", "file", "file_row")
+"""What a quarantined row or value comes with: the log, the file as the user wrote it, and its row there, from 1."""
 _ROW_GROUP = 1 << 17
 _HASH_ROWS = 1 << 25
 
@@ -54,6 +58,7 @@ class Ingested:
         return [name for name in self.frame.collect_schema().names() if name != ROW]
 
 
+@raw_files.naming_damage
 def ingest(
     name: str,
     files: Mapping[str, Path],
@@ -68,7 +73,7 @@ def ingest(
     encoding: str = "utf8",
     missing: Sequence[str] = raw_files.MISSING_TEXTS,
     names: Sequence[str] | None = None,
-    quote: bool = True,
+    quote: str | None = '"',
     tags: Mapping[str, str] | None = None,
 ) -> Ingested:
     """Read a log, keep its good rows under ``work``, and count the rest.
@@ -97,6 +102,7 @@ def ingest(
         names=names,
         quote=quote,
         tags=tags,
+        provenance=True,
     )
     rules = replace(rules, types={column: dtype for column, dtype in rules.types.items() if column not in drop})
     rename = {**(rename or {}), **{column: f"{_DROPPED}{column}" for column in drop}}
@@ -104,19 +110,21 @@ def ingest(
     dropped = [f"{_DROPPED}{column}" for column in drop]
     unjudged = [*dropped, raw_files.TAG] if tags is not None else dropped
     as_written = {new: old for old, new in rename.items()}
+    described = frame.drop(_ORIGIN)
     typing = see_types(
-        frame, rules, where, text=raw.text, undecodable=raw.undecodable, unjudged=unjudged, names=as_written
+        described, rules, where, text=raw.text, undecodable=bool(raw.undecodable), unjudged=unjudged, names=as_written
     )
     source = pl.lit(name).alias("source")
-    text = pl.struct(pl.col(c).alias(as_written.get(c, c)) for c in frame.collect_schema().names())
+    text = pl.struct(pl.col(c).alias(as_written.get(c, c)) for c in described.collect_schema().names())
+    origin = [pl.col(raw_files.FILE).alias("file"), pl.col(raw_files.FILE_ROW).alias("file_row")]
     judged = typing.judge(frame)
     good, bad, lines = work / "good.parquet", work / "rejected.parquet", work / "rejected-lines.parquet"
     values = work / "values.parquet"
     pl.collect_all(
         [
             judged.filter(pl.col(REASON).is_null())
-            .select(_unread_values(typing.unread, source, as_written))
-            .filter(pl.any_horizontal(pl.exclude("source").is_not_null()))
+            .select(source, *origin, *_unread_values(typing.unread, as_written))
+            .filter(pl.any_horizontal(pl.exclude(_ABOUT).is_not_null()))
             .sink_parquet(values, lazy=True),
             judged.filter(pl.col(REASON).is_null())
             .select(typing.typed())
@@ -124,7 +132,7 @@ def ingest(
             .with_columns(pl.col(ROW).cast(pl.Int64))
             .sink_parquet(good, row_group_size=_ROW_GROUP, lazy=True),
             judged.filter(pl.col(REASON).is_not_null())
-            .select(source, pl.col(REASON).alias("reason"), text.struct.json_encode().alias(ROW))
+            .select(source, *origin, pl.col(REASON).alias("reason"), text.struct.json_encode().alias(ROW))
             .sink_parquet(bad, lazy=True),
         ],
         engine="streaming",
@@ -132,9 +140,13 @@ def ingest(
     rejected = dict(pl.scan_parquet(bad, glob=False).group_by("reason").len().sort("reason").collect().iter_rows())
     rejected_files = [bad] if rejected else []
     if raw.malformed:
-        rejected[raw_files.MALFORMED] = len(raw.malformed)
-        malformed = pl.DataFrame({ROW: raw.malformed}, schema={ROW: pl.String})
-        malformed.select(source, pl.lit(raw_files.MALFORMED).alias("reason"), ROW).write_parquet(lines)
+        rejected |= Counter(line.reason for line in raw.malformed)
+        malformed = pl.DataFrame(
+            [(line.file, line.row, line.reason, line.text) for line in raw.malformed],
+            schema={"file": pl.String, "file_row": pl.Int64, "reason": pl.String, ROW: pl.String},
+            orient="row",
+        )
+        malformed.select(source, pl.all()).write_parquet(lines)
         rejected_files.append(lines)
     unread = _count_unread(values, good, typing.unread, as_written)
     if unread:
@@ -159,10 +171,9 @@ def ingest(
     return replace(log, frame=log.frame.drop(dropped))
 
 
-def _unread_values(unread: Mapping[str, pl.Expr], source: pl.Expr, as_written: Mapping[str, str]) -> list[pl.Expr]:
-    """The log's name, and every column's values that cannot be read, as text; null where a value can be read."""
+def _unread_values(unread: Mapping[str, pl.Expr], as_written: Mapping[str, str]) -> list[pl.Expr]:
+    """Every column's values that cannot be read, as text; null where a value can be read."""
     return [
-        source,
         pl.lit(None, pl.String).alias("\0"),  # so that there is one where nothing is unreadable
         *(
             pl.when(failed).then(pl.col(name).cast(pl.String)).alias(as_written.get(name, name))
@@ -203,12 +214,12 @@ def _count_unread(
 
 
 def _long(values: Path, out: Path) -> Path:
-    """The unreadable values as rows of source, reason and the value with its column."""
+    """The unreadable values as rows of source, file, its row, reason and the value with its column."""
     wide = pl.scan_parquet(values, glob=False)
-    columns = [name for name in wide.collect_schema().names() if name not in ("source", "\0")]
+    columns = [name for name in wide.collect_schema().names() if name not in (*_ABOUT, "\0")]
     parts = [
         wide.filter(pl.col(name).is_not_null()).select(
-            "source",
+            *_ABOUT,
             pl.lit(f"{name} cannot be read").alias("reason"),
             pl.struct(pl.col(name)).struct.json_encode().alias(ROW),
         )

@@ -254,7 +254,7 @@ def see_types(
             if dtype.is_float():
                 _refuse_merged(seen, name, f"{where}: column {shown}")
             typed = _id_text(raw, seen, name) if dtype == pl.String and text else _plain(raw, dtype)
-        elif text:
+        elif text and dtype == pl.String:  # a folder's column has its type already
             typed, failing = _see_text(raw, seen, name, rules.style)
             failed = raw.is_not_null() & done.is_null() if failing else None
         else:

@@ -5,7 +5,7 @@ as a number) refuses the rows or counts the values; it never scores something el
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -137,9 +137,23 @@ def _parquet(folder: Path) -> tuple[DataConfig, list[Feature], str]:
     frame.tail(TEST).write_parquet(folder / "test.parquet")
     features: list[dict[str, Any]] = [
         {"name": name, "kind": "id"}
-        for name in (
-            "user_id zeros code plain whole_id unsigned campaign tariff ratio device channel tier day published flag"
-        ).split()
+        for name in [
+            "user_id",
+            "zeros",
+            "code",
+            "plain",
+            "whole_id",
+            "unsigned",
+            "campaign",
+            "tariff",
+            "ratio",
+            "device",
+            "channel",
+            "tier",
+            "day",
+            "published",
+            "flag",
+        ]
     ]
     features += [
         {"name": f"{name}_n", "kind": "number", "column": name}
@@ -377,8 +391,8 @@ def test_every_type_means_the_same_at_every_door(logs: dict[str, Trained], kind:
 
 
 @pytest.fixture
-def unread() -> Iterator[dict[str, Unread]]:
-    yield {}
+def unread() -> dict[str, Unread]:
+    return {}
 
 
 def test_what_is_refused_names_the_remedy(logs: dict[str, Trained], unread: dict[str, Unread]) -> None:

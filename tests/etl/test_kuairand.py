@@ -10,6 +10,7 @@ from recmtl.errors import UserError
 from recmtl.etl.sources.kuairand import OUTCOMES, KuaiRandConfig, inputs, read
 from recmtl.etl.validate import Uses
 from recmtl.progress import Silent
+from recmtl.reading import Unread
 
 REAL = Path("../shared/data/kuairand_pure")
 LOG = """\
@@ -119,4 +120,6 @@ def test_an_unreadable_label_costs_its_task_alone(folder):
     assert found["is_click"].to_list() == ["x", *[str(n % 2) for n in range(1, 100)]]
     assert found["share_watched"].to_list() == [None, *[0.5] * 99]
     strict = read(KuaiRandConfig(path=folder), folder / "strict", Silent())
-    assert strict.rejected["log"] == {"is_click is not of type int": 1}
+    assert strict.rejected["log"] == {}
+    assert strict.unread["is_click"] == Unread(count=1, given=100, examples=("x",))
+    assert strict.frame.collect().height == 100

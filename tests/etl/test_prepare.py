@@ -210,6 +210,7 @@ def test_what_is_written(log: Path) -> None:
             assert counted.observed + sum(counted.masked.values()) == summary.rows
     assert set(tree(prepared.folder)) == listed | {
         "statistics/statistics.json",
+        "statistics/reading.json",
         *(f"statistics/vocabulary/{table}.parquet" for table in ("user", "item", "tags")),
     }
     assert manifest.splits["validation"].time_range == ("2024-01-12T16:00:00+00:00", "2024-01-15T03:00:00+00:00")
