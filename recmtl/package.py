@@ -738,9 +738,15 @@ def _with_parents(names: Collection[str], tasks: Tasks) -> dict[str, Task]:
 
 def _from_pandas(name: str, column: "pd.Series[Any]") -> pl.Series:
     """A pandas column as Polars has it; one of mixed single values as objects, which encode as text does."""
+    import pandas as pd
+
+    if isinstance(column.dtype, pd.DatetimeTZDtype):  # pandas warns of what Polars does with it
+        naive = pl.Series(name, pl.from_pandas(column.dt.tz_convert("UTC").dt.tz_localize(None)))
+        return naive.dt.replace_time_zone("UTC")
     try:
         return pl.Series(name, pl.from_pandas(column))
     except (
+        OverflowError,
         pa.ArrowInvalid,
         pa.ArrowTypeError,
         pa.ArrowNotImplementedError,

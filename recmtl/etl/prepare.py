@@ -23,7 +23,7 @@ from pydantic import Field
 from recmtl.errors import RunError, UserError
 from recmtl.etl.convert import see_reading
 from recmtl.etl.drift import fit_profiles
-from recmtl.etl.encode import Encoder, canonical, stable_hash
+from recmtl.etl.encode import Encoder, canonical, number, stable_hash
 from recmtl.etl.fit import fit_numbers, fit_tables
 from recmtl.etl.infer import infer_features
 from recmtl.etl.invalid import InvalidLabels
@@ -362,8 +362,22 @@ class _Build:
         for feature in schema.values():
             for column in feature.columns:
                 unread = self._log.unread.get(column)
+                if unread is None and feature.kind == "number" and self._types[column] == pl.String:
+                    unread = self._no_numbers(column)
                 if unread is not None:
                     self._judge_unread(feature, column, unread)
+
+    def _no_numbers(self, column: str) -> Unread | None:
+        """The values of a text column, which an id reads too, that are no numbers."""
+        text = pl.col(column)
+        given = self._log.frame.filter(text.is_not_null() & (text != ""))
+        wrong = given.filter(number(text, pl.String()).is_null())
+        total, count = (frame.select(pl.len()).collect(engine="streaming").item() for frame in (given, wrong))
+        if not count:
+            return None
+        commonest = wrong.group_by(column).len().sort(["len", column], descending=[True, False]).head(3)
+        examples = tuple(commonest.collect(engine="streaming")[column])
+        return Unread(count=count, given=total, examples=examples)
 
     def _judge_unread(self, feature: Feature, column: str, unread: Unread) -> None:
         what = (
@@ -541,8 +555,8 @@ class _Build:
     # What a person should know.
 
     def _warn_of_features(self, schema: Schema, statistics: Statistics) -> None:
-        for name, number in statistics.numbers.items():
-            if not number.count:
+        for name, moments in statistics.numbers.items():
+            if not moments.count:
                 self._warnings.append(f"features.{name}: column {schema[name].column!r} is missing in every train row")
         for name, vocabulary in statistics.tables.items():
             if not vocabulary.values:

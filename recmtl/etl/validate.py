@@ -253,7 +253,11 @@ def see_types(
         elif _is_id(name, rules):
             if dtype.is_float():
                 _refuse_merged(seen, name, f"{where}: column {shown}")
-            typed = _id_text(raw, seen, name) if dtype == pl.String and text else _plain(raw, dtype)
+            if dtype == pl.String and text:
+                given = seen[f"{name}/given"]
+                typed = _truth(raw) if given and seen[f"{name}/bools"] == given else _id_text(raw, seen, name)
+            else:
+                typed = _plain(raw, dtype)
         elif text and dtype == pl.String:  # a folder's column has its type already
             typed, failing = _see_text(raw, seen, name, rules.style)
             failed = raw.is_not_null() & done.is_null() if failing else None

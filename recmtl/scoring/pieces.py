@@ -179,7 +179,7 @@ def groupless_of(path: Path) -> int:
 
 def unread_in(path: Path) -> dict[str, Unread]:
     """Column → the values of a part's rows that could not be read as in training."""
-    stated = json.loads((pq.read_schema(path).metadata or {}).get(_UNREAD.encode(), b"{}"))
+    stated = json.loads((pq.read_metadata(path).metadata or {}).get(_UNREAD.encode(), b"{}"))
     return {name: Unread.model_validate(problem) for name, problem in stated.items()}
 
 

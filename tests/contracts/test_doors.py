@@ -19,6 +19,7 @@ import torch
 
 from recmtl.answering import answer, predictions
 from recmtl.errors import UserError
+from recmtl.etl.encode import Encoder
 from recmtl.etl.prepare import DataConfig, Prepared, prepare
 from recmtl.loading import to_batch
 from recmtl.model import ModelConfig, build_model
@@ -186,11 +187,16 @@ class Trained:
             feature = next(one for one in self.features if one.name == name)
             schema = Schema([feature])
             config = {"name": "doors", "model": ModelConfig(tower={"kind": "shared_bottom"}).model_dump(mode="json")}
-            model = build_model(ModelConfig.model_validate(config["model"]), schema, TASKS, self.statistics, seed=1)
-            noise = torch.Generator().manual_seed(1)
-            for tensor in model.tensors().values():
-                if tensor.is_floating_point():
-                    tensor.add_(torch.randn(tensor.shape, generator=noise) * 0.5)
+            rows = to_batch(Encoder(schema, self.statistics).rows(self.rows), schema, None)
+            for seed in range(20):  # until one looks at the feature: all hidden units of a small model may be at 0
+                model = build_model(ModelConfig.model_validate(config["model"]), schema, TASKS, self.statistics, seed=1)
+                noise = torch.Generator().manual_seed(seed)
+                for tensor in model.tensors().values():
+                    if tensor.is_floating_point():
+                        tensor.add_(torch.randn(tensor.shape, generator=noise) * 0.08)
+                with torch.inference_mode():
+                    if len(model.eval().predictions(model(rows))["click"].unique()) > 1:
+                        break
             place = self.folder / "packages" / name
             statistics = Statistics(
                 tables={t: v for t, v in self.statistics.tables.items() if t in schema.tables},
@@ -216,8 +222,6 @@ class Trained:
     def expected(self, name: str) -> np.ndarray:
         """What the evaluation gives: the rows as the ETL left them, encoded as training encodes them."""
         package = self.package(name)
-        from recmtl.etl.encode import Encoder
-
         rows = Encoder(package.schema, package.statistics).rows(self.rows)
         with torch.inference_mode():
             found = package.model.predictions(package.model(to_batch(rows, package.schema, None)))
