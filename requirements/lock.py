@@ -1,4 +1,4 @@
-"""Write the locks from pyproject.toml and pins.in: `make lock`.
+"""Write the locks, the bills of materials and the table of licences from pyproject.toml and pins.in: `make lock`.
 
 Versions stay as they are locked. `make lock UPGRADE=all` takes the newest that fit, `UPGRADE="polars rich"` those of
 the named packages. What is written:
@@ -7,6 +7,7 @@ the named packages. What is written:
 - torch-cuda.txt: torch as the public index has it, with CUDA's libraries.
 - torch-cpu.txt: torch's CPU build, a version of its own (``+cpu``), which the public index does not have.
 - dev.txt: the tools of development, on top of either.
+- cpu.cdx.json, cuda.cdx.json, dev.cdx.json, licences.md: see sbom.py.
 """
 
 import hashlib
@@ -16,13 +17,16 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from locks import HERE, Package, parse, read, write
+import sbom
+from licences import Licence, UnknownLicenceError, licence, refused, rules
+from locks import HERE, LOCKS, Package, parse, read, write
+from packaging.markers import Marker
 
 UV = os.environ.get("UV", "uv")
 PIP = "pip==26.3"
@@ -39,6 +43,20 @@ class Machine:
     platform: str
     machine: str
 
+    def has(self, package: Package) -> bool:
+        """Whether the package is installed there."""
+        environment = {
+            "python_version": self.python,
+            "python_full_version": f"{self.python}.0",
+            "sys_platform": self.platform,
+            "platform_machine": self.machine,
+            "platform_system": {"linux": "Linux", "win32": "Windows"}[self.platform],
+            "os_name": {"linux": "posix", "win32": "nt"}[self.platform],
+            "platform_python_implementation": "CPython",
+            "implementation_name": "cpython",
+        }
+        return not package.marker or Marker(package.marker).evaluate(environment)
+
     def options(self) -> list[str]:
         """pip's options that choose this environment's files."""
         if self.platform == "win32":
@@ -49,6 +67,8 @@ class Machine:
         return ["--python-version", self.python, *(option for tag in tags for option in ("--platform", tag))]
 
 
+MACHINES = (Machine("3.11", "linux", "x86_64"), Machine("3.13", "linux", "x86_64"), Machine("3.13", "win32", "AMD64"))
+"""Every locked package is installed on one of these."""
 TORCH_MACHINES = tuple(
     Machine(python, "linux", machine)
     for python in ("3.11", "3.12", "3.13", "3.14")
@@ -70,6 +90,13 @@ def main(upgrade: Sequence[str]) -> int:
     dev = resolve(["cpu", "dev"], ["cpu", "dev", "torch-cuda"], ["cpu", "torch-cuda"], options)
     names = {package.name for package in cpu}
     write("dev", (package for package in dev if package.name not in names))
+
+    found, problems = licences_of(read(*dict.fromkeys(name for names in LOCKS.values() for name in names)))
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
+        return 1
+    for path in sbom.write(found, rules()):
+        print(f"wrote {path.relative_to(HERE.parent)}")
     return 0
 
 
@@ -124,6 +151,34 @@ def cpu_build(torch: Package) -> Package:
     if not hashes:
         raise SystemExit(f"pip finds no torch=={version}: set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to where it is")
     return replace(torch, version=version, hashes=tuple(sorted(hashes)))
+
+
+def licences_of(packages: Iterable[Package]) -> tuple[dict[tuple[str, str], Licence], list[str]]:
+    """The licence of each package, and a sentence for each that has none or one that is not allowed."""
+    given = rules()
+    todo = {sbom.public(package): package for package in packages}
+    found: dict[tuple[str, str], Licence] = {}
+    problems = []
+    for machine in MACHINES:
+        here = [key for key, package in todo.items() if machine.has(package)]
+        items = report([f"{name}=={version}" for name, version in here], machine)
+        stated = {normalised(item["metadata"]["name"]): item["metadata"] for item in items}
+        for key in here:
+            del todo[key]
+            try:
+                found[key] = licence(key[0], stated[key[0]], given.reviewed)
+            except UnknownLicenceError as error:
+                problems.append(str(error))
+                continue
+            if bad := refused(found[key].expression, given.allowed):
+                problems.append(f"{key[0]}: {' and '.join(bad)} is not allowed by requirements/licences.toml")
+    problems += [f"{name}: no machine in requirements/lock.py installs it" for name, _ in todo]
+    return found, problems
+
+
+def normalised(name: str) -> str:
+    """A package's name as the locks write it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def report(requirements: Sequence[str], machine: Machine, *, may_lack: bool = False) -> list[dict[str, Any]]:
