@@ -3,40 +3,33 @@
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
-# Which fbgemm: `make demo DEVICE=cpu` overrides what is found here.
+# Which torch and fbgemm: `make demo DEVICE=cpu` overrides what is found here.
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
-TORCH  := $(shell grep '^torch==' requirements/pins.in)
 
 help:
 	@echo "make demo   set up, then logs -> model -> report -> registry into runs/demo (under 5 minutes on 2 cores)"
 	@echo "make test   set up, then the tests (under 10 minutes on 2 cores); make test-slow for the longer ones"
 	@echo "make check  ruff, mypy --strict, import-linter"
 	@echo "make bench  recmtl's speed beside its peers and the machine's limit (an hour); make bench-quick: two minutes"
-	@echo "make lock   write requirements/*.txt anew"
+	@echo "make lock   write requirements/ anew: locks, bills of materials, licences; UPGRADE=all or UPGRADE=\"polars rich\""
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "recmtl needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch comes first and with its dependencies, in the build this machine gets; the rest exactly as locked.
-$(VENV)/.torch: requirements/pins.in | $(BIN)/python
-	@echo "installing $(TORCH)"
-	@$(PIP) install $(TORCH)
-	@touch $@
+LOCKS  := requirements/$(DEVICE).txt requirements/torch-cpu.txt requirements/torch-cuda.txt
 
-$(VENV)/.run-$(DEVICE): requirements/$(DEVICE).txt pyproject.toml $(VENV)/.torch
-	@echo "installing requirements/$(DEVICE).txt"
-	@$(PIP) install --no-deps --require-hashes -r requirements/$(DEVICE).txt
-	@$(PIP) install --no-deps --no-build-isolation -e .
+# One environment holds one device: a stamp of the other one is void.
+$(VENV)/.run-$(DEVICE): $(LOCKS) requirements/install.sh pyproject.toml | $(BIN)/python
+	@bash requirements/install.sh $(BIN)/python $(DEVICE)
+	@rm -f $(VENV)/.run-*
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.run-$(DEVICE)
-	@echo "installing requirements/dev.txt"
-	@$(PIP) install --no-deps --require-hashes -r requirements/dev.txt
+	@bash requirements/install.sh $(BIN)/python dev
 	@touch $@
 
 dev: $(VENV)/.dev
@@ -62,9 +55,8 @@ types: $(VENV)/.dev
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-lock: | $(BIN)/python
-	@$(PIP) install uv
-	UV=$(BIN)/uv bash requirements/lock.sh
+lock: $(VENV)/.dev
+	UV=$(BIN)/uv $(BIN)/python requirements/lock.py $(UPGRADE)
 
 # The peers live in environments of their own under runs/benchmarks/speed/peers; they are made on the first call.
 bench: $(VENV)/.run-$(DEVICE)

@@ -129,13 +129,12 @@ def test_the_users_own_store_is_left_set(uri: str, saved: Path, monkeypatch: pyt
 
 def test_requirements_are_the_locks_pins_without_what_trains() -> None:
     pins = dict(line.split("==") for line in requirements())
-    lock = (ROOT / "requirements" / "cpu.txt").read_text()
+    lock = "".join((ROOT / "requirements" / f"{name}.txt").read_text() for name in ("cpu", "torch-cuda"))
     locked = set(re.findall(r"^([a-z0-9.-]+==\S+)", lock, re.MULTILINE))
     assert not set(pins) & {"torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchjd", "typer", "recmtl"}
     assert {"torch", "mlflow", "polars", "pyarrow", "numpy", "pandas", "pydantic", "safetensors", "pyyaml"} <= set(pins)
     assert "+" not in pins["torch"]
-    same = {f"{name}=={version}" for name, version in pins.items()} & locked
-    assert len(same) >= len(pins) - 1 or sys.version_info[:2] != (3, 11)  # torch alone is pinned elsewhere
+    assert {f"{name}=={version}" for name, version in pins.items()} <= locked
 
 
 # With the report of its evaluation
