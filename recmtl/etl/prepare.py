@@ -564,8 +564,9 @@ class _Build:
                         continue
                     advice = self._advice(self._tasks[name], counted, split, as_of)
                     self._warnings.append(f"task {name} has no observed row in {split}: {advice}")
-                elif split == "train" and counted.positives == 0:
-                    self._warnings.append(f"task {name} has no positive row in train: check tasks.{name}.label")
+                elif split == "train" and counted.positives in (0, counted.observed):
+                    named = "negative" if counted.positives else "positive"
+                    self._warnings.append(f"task {name} has no {named} row in train: check tasks.{name}.label")
 
     def _advice(self, task: Task, counted: TaskSummary, split: str, as_of: datetime | None) -> str:
         """Why a task is masked throughout, and the setting to change."""
