@@ -368,6 +368,7 @@ class DataCard(Settings):
     read: dict[str, int] = {}
     duplicates: dict[str, int] = {}
     rejected: dict[str, dict[str, int]] = {}
+    filtered: dict[str, dict[str, int]] = {}
     unattributed: dict[str, dict[str, int]] = {}
     observed_until: str | None = None
     labels_as_of: str | None = None

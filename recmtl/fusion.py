@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from recmtl.errors import UserError
+from recmtl.expressions import LONGEST, parse_expression
 from recmtl.settings import Settings
 from recmtl.tasks import Tasks
 
@@ -38,9 +39,6 @@ NAMED = ("product", "sum")
 FloatArray: TypeAlias = NDArray[np.float64]
 _Evaluate: TypeAlias = Callable[[Mapping[str, Any]], Any]
 
-_LONGEST = 1000
-"""Characters of a formula."""
-_DEEPEST = 50
 _LARGEST_EXPONENT = 16
 """Of a number that stands as an exponent."""
 _TINY, _HUGE, _EXPONENT = 1e-30, 1e38, 80.0
@@ -78,7 +76,7 @@ class Formula:
 class Fusion(Settings):
     """``fusion.json``: how a package's score is made."""
 
-    formula: Annotated[str, Field(min_length=1, max_length=_LONGEST)]
+    formula: Annotated[str, Field(min_length=1, max_length=LONGEST)]
     """As an expression, or ``sum`` or ``product`` written out."""
     weights: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
     calibrated: bool = False
@@ -130,14 +128,8 @@ def parse_formula(text: str, columns: tuple[str, ...]) -> Formula:
         UserError: it is no expression, or has something in it that formulas have not; it reads no prediction; a name is
             so like a column's that it is a slip.
     """
-    if len(text) > _LONGEST:
-        raise UserError(f"formula: {len(text)} characters are too many; {_LONGEST} are allowed")
-    try:
-        tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"formula {text!r} is no expression ({getattr(error, 'msg', None) or error})") from error
     compiler = _Compiler(text, columns)
-    evaluate = compiler.compile(tree.body, 0)
+    evaluate = compiler.compile(parse_expression(text, "formula"))
     if not compiler.read:
         raise UserError(f"formula {text!r} reads no prediction; there are {', '.join(columns)}")
     return Formula(text, tuple(compiler.read), tuple(compiler.weights), evaluate)
@@ -151,26 +143,24 @@ class _Compiler:
         self.read: dict[str, None] = {}
         self.weights: dict[str, None] = {}
 
-    def compile(self, node: ast.expr, depth: int) -> _Evaluate:
-        if depth > _DEEPEST:
-            raise UserError(f"formula {self._text!r} is nested too deeply")
+    def compile(self, node: ast.expr) -> _Evaluate:
         match node:
             case ast.Constant(value=value):
                 return self._number(value)
             case ast.Name(id=name):
                 return self._name(name)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
-                inner = self.compile(operand, depth + 1)
+                inner = self.compile(operand)
                 return lambda values: -inner(values)
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-                return self.compile(operand, depth + 1)
+                return self.compile(operand)
             case ast.BinOp(left=left, op=ast.Pow(), right=right):
-                return self._power(left, right, depth)
+                return self._power(left, right)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                one, other, apply = self.compile(left, depth + 1), self.compile(right, depth + 1), _OPERATORS[type(op)]
+                one, other, apply = self.compile(left), self.compile(right), _OPERATORS[type(op)]
                 return lambda values: _tame(apply(one(values), other(values)))
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
-                return self._call(name, args, depth)
+                return self._call(name, args)
         raise UserError(
             f"formula {self._text!r}: {ast.unparse(node)!r} is not allowed; a formula has names, numbers, + - * / **, "
             "log, exp, min and max"
@@ -197,8 +187,8 @@ class _Compiler:
         self.weights[name] = None
         return lambda values: values[name]
 
-    def _power(self, left: ast.expr, right: ast.expr, depth: int) -> _Evaluate:
-        base, exponent = self.compile(left, depth + 1), self.compile(right, depth + 1)
+    def _power(self, left: ast.expr, right: ast.expr) -> _Evaluate:
+        base, exponent = self.compile(left), self.compile(right)
         if not any(isinstance(node, ast.Name) for node in ast.walk(right)):
             with np.errstate(over="ignore"):
                 number = float(exponent({}))
@@ -208,14 +198,14 @@ class _Compiler:
                 return lambda values: _tame(base(values) ** int(number))
         return lambda values: _exp(exponent(values) * _log(base(values)))
 
-    def _call(self, name: str, args: list[ast.expr], depth: int) -> _Evaluate:
+    def _call(self, name: str, args: list[ast.expr]) -> _Evaluate:
         function, wanted = _FUNCTIONS[name]
         right = len(args) == 1 if wanted == 1 else len(args) >= wanted
         if not right or any(isinstance(arg, ast.Starred) for arg in args):
             raise UserError(
                 f"formula {self._text!r}: {name} takes {'one value' if wanted == 1 else 'two values or more'}"
             )
-        parts = [self.compile(arg, depth + 1) for arg in args]
+        parts = [self.compile(arg) for arg in args]
         return lambda values: function(*(part(values) for part in parts))
 
 

@@ -124,6 +124,8 @@ class Manifest(Settings):
     """Exact duplicates dropped, per input."""
     rejected: dict[str, dict[str, int]] = {}
     """Quarantined rows: input → reason → rows."""
+    filtered: dict[str, dict[str, int]] = {}
+    """Rows that a condition leaves out, which are neither kept nor rejected: input → reason (``where``) → rows."""
     unattributed: dict[str, dict[str, int]] = {}
     """Events that match no impression: event → reason → events."""
     observed_until: str | None = None

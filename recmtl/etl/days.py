@@ -62,9 +62,11 @@ from recmtl.etl.sources.event_log import (
     EventLogConfig,
     Reader,
     chain,
+    condition_unread,
     files_of,
     known_at,
     maturity_of,
+    of_negatives,
     one_item_a_request,
     unread_of,
     with_label,
@@ -88,7 +90,7 @@ SPLIT_COLUMN = "split:day"
 Date = date
 """A field called ``date`` hides the type."""
 
-_FORMAT = 3
+_FORMAT = 4
 _DAY = timedelta(days=1)
 _UTC = pl.Datetime("us", "UTC")
 _ROW_GROUP = 1 << 17
@@ -456,9 +458,12 @@ class _Days:
             "duplicates": ingested.duplicates,
             "rejected": dict(ingested.rejected),
             "warnings": list(ingested.warnings),
-            "unread": {name: unread.model_dump(mode="json") for name, unread in ingested.unread.items()},
+            "unread": _dumped(ingested.unread),
             "units": dict(ingested.units),
             "kind": ingested.kind,
+            "filtered": ingested.filtered,
+            "condition_unread": _dumped(ingested.condition_unread),
+            "negatives": _dumped(ingested.negatives),
             "days": days,
         }
 
@@ -658,6 +663,10 @@ def together(frames: Sequence[pl.LazyFrame], where: str) -> pl.LazyFrame:
     return pl.concat(ordered, how="vertical_relaxed", rechunk=False)
 
 
+def _dumped(unread: Mapping[str, Unread]) -> dict[str, Any]:
+    return {name: values.model_dump(mode="json") for name, values in unread.items()}
+
+
 def _stamp(path: Path) -> list[int]:
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
@@ -778,28 +787,36 @@ class _Dataset:
                     for texts in (
                         *(entry["warnings"] for log in days.logs for entry in self._entries(log)),
                         *(table.warnings for table in tables.values()),
+                        *(of_negatives(name, self._summed(name, "negatives")) for name in days.follows),
                     )
                     for text in texts
                 )
             ),
             unread=unread_of(impressions, tables, self._renames, own),
+            filtered={log: count for log, count in self._count("filtered").items() if count},
+            condition_unread=condition_unread({log: self._summed(log, "condition_unread") for log in days.logs}),
             conventions=days.reader.conventions(impressions, tables, self._renames, own),
         )
 
     def _impressions(self, columns: Sequence[str]) -> Ingested:
         """What is known of how the impressions of these days were read, as of one log."""
-        unread: dict[str, Unread] = {}
         units: dict[str, TimeUnit] = {}
         kind = "parquet"
         for entry in self._entries("impressions"):
-            for name, stated in entry["unread"].items():
-                found = Unread.model_validate(stated)
-                unread[name] = found.joined(unread[name]) if name in unread else found
             units |= entry["units"]
             kind = entry["kind"]
         joined = {new for names in self._renames.values() for new in names.values()}
         own = pl.LazyFrame(schema=[name for name in columns if name not in joined])
-        return Ingested("impressions", own, 0, 0, 0, {}, (), (), unread, units, kind)
+        return Ingested("impressions", own, 0, 0, 0, {}, (), (), self._summed("impressions", "unread"), units, kind)
+
+    def _summed(self, log: str, what: str) -> dict[str, Unread]:
+        """Column → some of its values, over the files of a log."""
+        found: dict[str, Unread] = {}
+        for entry in self._entries(log):
+            for name, stated in entry[what].items():
+                one = Unread.model_validate(stated)
+                found[name] = one.joined(found[name]) if name in found else one
+        return found
 
     def _labelled(self, day: date) -> pl.LazyFrame:
         rows = pl.scan_parquet(self._days.folder(day) / "rows.parquet", glob=False)

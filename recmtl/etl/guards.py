@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 
 from recmtl.errors import RunError, UserError
 from recmtl.findings import Guard
-from recmtl.manifest import SPLITS, Manifest, inside
+from recmtl.manifest import SPLITS, Manifest, TaskSummary, inside
 from recmtl.schema import MISSING, UNSEEN, Feature, Schema
 from recmtl.settings import Settings
 from recmtl.statistics import Statistics
@@ -583,19 +583,165 @@ def _instants(texts: tuple[str, str] | None) -> tuple[datetime, datetime] | None
 
 
 def _positives(data: _Data) -> _Finding:
+    return _one_class(data, 1, "positive")
+
+
+def _negatives(data: _Data) -> _Finding:
+    given = Statistics.load(data.folder / "statistics").conditional_labels
+    always = [
+        f"{task.name} is 1 on each of the {given[task.name].observed:,} train rows on which {task.parent} is"
+        for task in data.manifest.tasks
+        if task.parent is not None and given[task.name].observed and given[task.name].mean == 1
+    ]
+    return _one_class(data, 0, "negative", always)
+
+
+def _one_class(data: _Data, label: int, named: str, more: Sequence[str] = ()) -> _Finding:
+    """Whether every binary task has rows of a label in every split, and every task an observed row in train."""
     lacking: list[str] = []
     unobserved: list[str] = []
     for task in data.manifest.tasks:
         for split in SPLITS:
             summary = data.manifest.splits[split].tasks[task.name]
+            rows = (summary.positives or 0) if label else summary.observed - (summary.positives or 0)
             if not summary.observed:
                 (lacking if split == "train" else unobserved).append(f"{task.name} has no observed row in {split}")
-            elif task.kind == "binary" and not summary.positives:
-                lacking.append(f"{task.name} has no positive among {summary.observed:,} observed rows in {split}")
+            elif task.kind == "binary" and not rows:
+                lacking.append(f"{task.name} has no {named} among {summary.observed:,} observed rows in {split}")
+    if not label:  # that nothing is observed is told once, by the other guard
+        lacking = [text for text in lacking if "no observed row" not in text]
+    lacking += more
     if lacking:
-        return _Finding("failed", _listed(lacking), "bring more rows, change `data.split`, or remove the task")
+        remedy = "bring more rows, change `data.split`, or remove the task"
+        if not label:
+            remedy = "check how its label is made (`positive`, `labels`, the event log), bring more rows, or remove it"
+        return _Finding("failed", _listed(lacking), remedy)
     told = f" ({_listed(unobserved)}: not judged there)" if unobserved else ""
-    return _Finding("passed", f"every binary task has positives in every split where it is observed{told}")
+    return _Finding("passed", f"every binary task has {named}s in every split where it is observed{told}")
+
+
+_SMALLEST = float(np.finfo(np.float32).tiny)
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def _constant(data: _Data) -> _Finding:
+    """A label with one value, or a regression's whose deviation training cannot divide by."""
+    tasks = [task for task in data.manifest.tasks if task.kind != "binary"]
+    if not tasks:
+        return _Finding("not applicable", "every task is binary")
+    low = dict.fromkeys((task.name for task in tasks), np.inf)
+    high = dict.fromkeys(low, -np.inf)
+    rows = dict.fromkeys(low, 0)
+    for frame in data.frames("train", [f"{kind}:{name}" for name in low for kind in ("label", "observed")]):
+        for name in low:
+            labels = frame.filter(pl.col(f"observed:{name}"))[f"label:{name}"].to_numpy()
+            if len(labels):
+                low[name], high[name] = min(low[name], float(labels.min())), max(high[name], float(labels.max()))
+                rows[name] += len(labels)
+    spread = Statistics.load(data.folder / "statistics").labels
+    guilty = []
+    for task in tasks:
+        name = task.name
+        if rows[name] and low[name] == high[name]:
+            guilty.append(f"{name} has one value, {_shown(task, low[name])}, on all {rows[name]:,} observed train rows")
+        elif rows[name] and task.kind == "regression" and not _SMALLEST <= (spread[name].std or 0) <= _LARGEST:
+            guilty.append(f"{name} has a standard deviation of {spread[name].std or 0:g} in train, beyond Float32")
+    if guilty:
+        remedy = "check the label's column and how it is read, bring other rows, or remove the task"
+        return _Finding("failed", _listed(guilty), remedy)
+    return _Finding("passed", f"the labels of {_listed(low)} have different values in train")
+
+
+def _shown(task: Task, label: float) -> str:
+    """A label as the source has it."""
+    if task.classes is not None:
+        return repr(task.classes[int(label)])
+    return f"{label if task.levels is None else task.levels[int(label)]:g}"
+
+
+def _weights(data: _Data) -> _Finding:
+    """Row weights that add up to nothing, or beyond what Float32 holds."""
+    weighted = [task for task in data.manifest.tasks if task.weight_column is not None]
+    if not weighted:
+        return _Finding("not applicable", "no task has a weight column")
+    guilty = []
+    for split in SPLITS:
+        total = {task.name: np.zeros(2) for task in weighted}
+        columns = [f"{kind}:{task.name}" for task in weighted for kind in ("label", "observed", "weight")]
+        for frame in data.frames(split, columns):
+            for name, sums in total.items():
+                rows = frame.filter(pl.col(f"observed:{name}"))
+                weight, positive = rows[f"weight:{name}"].to_numpy().astype(np.float64), rows[f"label:{name}"] == 1
+                sums += weight[~positive.to_numpy()].sum(), weight[positive.to_numpy()].sum()
+        for task in weighted:
+            summary, sums = data.manifest.splits[split].tasks[task.name], total[task.name]
+            where = f"on the {summary.observed:,} observed rows of {split}"
+            column = f"column {task.weight_column!r}, the weights of {task.name},"
+            if not summary.observed:
+                continue
+            if not sums.sum():
+                guilty.append(f"{column} is 0 {where}")
+            elif not sums.sum() <= _LARGEST:
+                guilty.append(f"{column} adds up to {sums.sum():g} {where}, beyond Float32")
+            elif task.kind == "binary" and split == "train":
+                positives = summary.positives or 0
+                for count, weight, named in (
+                    (summary.observed - positives, sums[0], "negative"),
+                    (positives, sums[1], "positive"),
+                ):
+                    if count and not weight:
+                        guilty.append(f"{column} is 0 on all {count:,} {named} rows of train")
+    if guilty:
+        return _Finding("failed", _listed(guilty), "mend the column, or leave `weight_column` out")
+    names = _listed(task.name for task in weighted)
+    return _Finding("passed", f"the weights of {names} add up to a finite, positive sum in every split")
+
+
+_SIGNIFICANT = 0.001
+_NOTEWORTHY = 0.01
+
+
+def _invalid(data: _Data) -> _Finding:
+    """A label that is unreadable more often in one split than in another: it is another label there."""
+    judged, guilty = 0, []
+    for task in data.manifest.tasks:
+        counts = {split: _given(data.manifest.splits[split].tasks[task.name]) for split in SPLITS}
+        for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+            (bad, given), (bad_there, given_there) = counts[one], counts[other]
+            if not (bad or bad_there) or not given or not given_there:
+                continue
+            judged += 1
+            shares = bad / given, bad_there / given_there
+            if abs(shares[0] - shares[1]) < _NOTEWORTHY:
+                continue
+            p = _fisher(bad, given, bad_there, given_there)
+            if p < _SIGNIFICANT:
+                guilty.append(
+                    f"{shares[0]:.2%} of the {given:,} labels of {task.name} are invalid in {one} and "
+                    f"{shares[1]:.2%} of {given_there:,} in {other} (Fisher's exact test, p = {p:.1g})"
+                )
+    if guilty:
+        return _Finding(
+            "failed",
+            _listed(guilty),
+            "find out what changed in the label's column, and read it alike throughout (`positive`, `labels`)",
+        )
+    if not judged:
+        return _Finding("passed", "no label is invalid in any split")
+    return _Finding("passed", "no task's labels are invalid noticeably more often in one split than in another")
+
+
+def _given(summary: TaskSummary) -> tuple[int, int]:
+    """Labels that are invalid, and labels that are given and mature."""
+    masked = {reason: count for reason, count in summary.masked.items() if reason not in ("missing", "immature")}
+    return masked.get("invalid", 0), summary.observed + sum(masked.values())
+
+
+def _fisher(bad: int, given: int, bad_there: int, given_there: int) -> float:
+    from scipy.stats import fisher_exact  # takes half a second to import, and is rarely needed
+
+    table = np.array([[bad, given - bad], [bad_there, given_there - bad_there]])
+    return float(fisher_exact(table).pvalue)
 
 
 def _listed(parts: Iterable[str]) -> str:
@@ -613,5 +759,9 @@ GUARDS: Mapping[str, Callable[[_Data], _Finding]] = {
     "validation_equals_test": _validation_is_test,
     "overlapping_times": _times,
     "task_without_positives": _positives,
+    "task_without_negatives": _negatives,
+    "constant_label": _constant,
+    "degenerate_weights": _weights,
+    "invalid_labels_differ": _invalid,
 }
 """Name to what it looks at, in the order in which they are told."""

@@ -14,7 +14,8 @@ import polars as pl
 
 from recmtl.errors import UserError
 from recmtl.etl import files as raw_files
-from recmtl.etl.validate import REASON, Rules, TimeUnit, see_types
+from recmtl.etl.condition import Condition, names_in
+from recmtl.etl.validate import REASON, Rules, TimeUnit, Typing, number_text, see_types
 from recmtl.reading import Unread
 
 __all__ = ["ROW", "Ingested", "distinct_names", "ingest", "join_table", "one_type", "unique_key"]
@@ -26,6 +27,8 @@ _DROPPED = "dropped:"
 _ORIGIN = (raw_files.FILE, raw_files.FILE_ROW)
 _ABOUT = ("source", "file", "file_row")
 """What a quarantined row or value comes with: the log, the file as the user wrote it, and its row there, from 1."""
+_KEPT = "where:kept"
+"""Whether a row satisfies the log's condition."""
 _ROW_GROUP = 1 << 17
 _HASH_ROWS = 1 << 25
 
@@ -51,6 +54,12 @@ class Ingested:
     """Column of times → how they are written."""
     kind: str = "parquet"
     """What the files are: csv or parquet."""
+    filtered: int = 0
+    """Rows that the log's condition leaves out; they are neither kept nor rejected."""
+    condition_unread: Mapping[str, Unread] = field(default_factory=dict)
+    """Column that the condition reads, under the file's name → its values that cannot be read."""
+    negatives: Mapping[str, Unread] = field(default_factory=dict)
+    """Column of ``amounts``, under the file's name → its negative values."""
 
     @property
     def columns(self) -> list[str]:
@@ -75,6 +84,8 @@ def ingest(
     names: Sequence[str] | None = None,
     quote: str | None = '"',
     tags: Mapping[str, str] | None = None,
+    condition: str | None = None,
+    amounts: Sequence[str] = (),
 ) -> Ingested:
     """Read a log, keep its good rows under ``work``, and count the rest.
 
@@ -88,6 +99,9 @@ def ingest(
         drop: columns of the files to leave out; they count when duplicates are told, and are not judged.
         deduplicate: whether rows equal to an earlier one in all columns are dropped.
         separator, encoding, missing, names, quote, tags: as in :func:`recmtl.etl.files.scan`; tags stay text.
+        condition: only rows that satisfy it are kept (:mod:`recmtl.etl.condition`); in the file's names. It may read
+            columns of ``drop``, which are typed for it.
+        amounts: columns of the files whose negative values are counted.
 
     Raises:
         UserError: unreadable files, a column that the rules need and the files lack, a name that clashes.
@@ -104,11 +118,17 @@ def ingest(
         tags=tags,
         provenance=True,
     )
-    rules = replace(rules, types={column: dtype for column, dtype in rules.types.items() if column not in drop})
+    reads = () if condition is None else names_in(condition)
+    unread_types = [column for column in drop if column not in reads]
+    types = {column: dtype for column, dtype in rules.types.items() if column not in unread_types}
+    rules = replace(
+        rules, types={f"{_DROPPED}{name}" if name in drop else name: dtype for name, dtype in types.items()}
+    )
     rename = {**(rename or {}), **{column: f"{_DROPPED}{column}" for column in drop}}
     frame = _renamed(raw.frame, rename, rules, where)
     dropped = [f"{_DROPPED}{column}" for column in drop]
-    unjudged = [*dropped, raw_files.TAG] if tags is not None else dropped
+    unjudged = [f"{_DROPPED}{column}" for column in unread_types]
+    unjudged += [raw_files.TAG] if tags is not None else []
     as_written = {new: old for old, new in rename.items()}
     described = frame.drop(_ORIGIN)
     typing = see_types(
@@ -118,16 +138,20 @@ def ingest(
     text = pl.struct(pl.col(c).alias(as_written.get(c, c)) for c in described.collect_schema().names())
     origin = [pl.col(raw_files.FILE).alias("file"), pl.col(raw_files.FILE_ROW).alias("file_row")]
     judged = typing.judge(frame)
+    trusted = judged.filter(pl.col(REASON).is_null())
+    kept_rows = trusted
+    if condition is not None:
+        keeps = _condition(condition, reads, judged, typing, rules, as_written, where, text=raw.text)
+        kept_rows = trusted.with_columns(keeps.alias(_KEPT)).filter(pl.col(_KEPT)).drop(_KEPT)
+    negatives = _negatives(kept_rows, [c for c in amounts if c not in reads], rename, rules)
     good, bad, lines = work / "good.parquet", work / "rejected.parquet", work / "rejected-lines.parquet"
     values = work / "values.parquet"
     pl.collect_all(
         [
-            judged.filter(pl.col(REASON).is_null())
-            .select(source, *origin, *_unread_values(typing.unread, as_written))
+            trusted.select(source, *origin, *_unread_values(typing.unread, as_written))
             .filter(pl.any_horizontal(pl.exclude(_ABOUT).is_not_null()))
             .sink_parquet(values, lazy=True),
-            judged.filter(pl.col(REASON).is_null())
-            .select(typing.typed())
+            kept_rows.select(typing.typed())
             .with_row_index(ROW)
             .with_columns(pl.col(ROW).cast(pl.Int64))
             .sink_parquet(good, row_group_size=_ROW_GROUP, lazy=True),
@@ -148,27 +172,104 @@ def ingest(
         )
         malformed.select(source, pl.all()).write_parquet(lines)
         rejected_files.append(lines)
-    unread = _count_unread(values, good, typing.unread, as_written)
+    # Without a condition the good rows are those, and need not be read once more.
+    rows = pl.scan_parquet(good, glob=False) if condition is None else trusted.select(typing.typed())
+    unread = _count_unread(values, rows, typing.unread, as_written)
     if unread:
         rejected_files.append(_long(values, work / "rejected-values.parquet"))
     values.unlink()
-    shutil.rmtree(work / "text", ignore_errors=True)
     kept = _rows(good)
+    filtered = 0
+    if condition is not None:
+        filtered = trusted.select(pl.len()).collect(engine="streaming").item() - kept
+    shutil.rmtree(work / "text", ignore_errors=True)
+    warnings = typing.warnings
+    if filtered and not kept:
+        warnings = (*warnings, f"{where}.where {condition!r} leaves out all of the {filtered:,} rows")
     log = Ingested(
         name,
         pl.scan_parquet(good, glob=False),
         kept,
-        kept + sum(rejected.values()),
+        kept + filtered + sum(rejected.values()),
         0,
         rejected,
         tuple(rejected_files),
-        typing.warnings,
-        unread,
+        warnings,
+        {column: values for column, values in unread.items() if column not in dropped},
         typing.units,
         "csv" if raw.text else "parquet",
+        filtered,
+        {column: unread[new] for column in reads if (new := rename.get(column, column)) in unread},
+        negatives,
     )
     log = _without_duplicates(log, good) if deduplicate else log
     return replace(log, frame=log.frame.drop(dropped))
+
+
+def _condition(
+    condition: str,
+    reads: Sequence[str],
+    judged: pl.LazyFrame,
+    typing: Typing,
+    rules: Rules,
+    as_written: Mapping[str, str],
+    where: str,
+    *,
+    text: bool,
+) -> pl.Expr:
+    """Whether a judged row satisfies the condition, read over the typed columns under the file's names."""
+    typed = dict(zip(typing.columns, typing.typed(), strict=True))
+    new_names = {as_written.get(new, new): new for new in typed if new != raw_files.TAG}
+    schema = judged.select(list(typed.values())).collect_schema()
+    types = {name: schema[new] for name, new in new_names.items()}
+    doubtful = [name for name in reads if text and types.get(name) == pl.String]
+    if doubtful:  # a CSV column without values is text, and fits any type
+        given = judged.select(typed[new_names[name]].is_not_null().any().alias(name) for name in doubtful)
+        found = given.collect(engine="streaming").row(0, named=True)
+        types |= {name: pl.Null() for name in doubtful if not found[name]}
+    zones = [rule.timezone for rule in rules.times.values()]
+    return Condition(
+        condition,
+        types,
+        f"{where}.where",
+        column=lambda name: typing.of(new_names[name]),
+        timezone=zones[0] if zones else "UTC",
+    ).expr
+
+
+def _negatives(
+    rows: pl.LazyFrame, amounts: Sequence[str], rename: Mapping[str, str], rules: Rules
+) -> dict[str, Unread]:
+    """Column → its negative values, for columns that have some; text that is no number is none."""
+    schema = rows.collect_schema()
+    numbers = {}
+    for name in amounts:
+        new = rename.get(name, name)
+        dtype, raw = schema[new], pl.col(new)
+        if dtype == pl.String:
+            numbers[name] = number_text(raw, rules.style).cast(pl.Float64, strict=False)
+        elif dtype.is_numeric():
+            numbers[name] = raw.cast(pl.Float64)
+    if not numbers:
+        return {}
+    counted = rows.select(
+        part.alias(f"{what}:{name}")
+        for name, number in numbers.items()
+        for what, part in (("below", (number < 0).sum()), ("given", number.is_not_null().sum()))
+    )
+    counts = counted.collect(engine="streaming").row(0, named=True)
+    found = {}
+    for name, number in numbers.items():
+        if not counts[f"below:{name}"]:
+            continue
+        values = rows.select(value=number).filter(pl.col("value") < 0).group_by("value").len()
+        commonest = values.sort(["len", "value"], descending=[True, False]).head(3).collect(engine="streaming")
+        found[name] = Unread(
+            count=counts[f"below:{name}"],
+            given=counts[f"given:{name}"],
+            examples=tuple(f"{value:g}" for value in commonest["value"]),
+        )
+    return found
 
 
 def _unread_values(unread: Mapping[str, pl.Expr], as_written: Mapping[str, str]) -> list[pl.Expr]:
@@ -183,9 +284,9 @@ def _unread_values(unread: Mapping[str, pl.Expr], as_written: Mapping[str, str])
 
 
 def _count_unread(
-    values: Path, good: Path, unread: Mapping[str, pl.Expr], as_written: Mapping[str, str]
+    values: Path, rows: pl.LazyFrame, unread: Mapping[str, pl.Expr], as_written: Mapping[str, str]
 ) -> dict[str, Unread]:
-    """Column → its unreadable values; columns without any are left out."""
+    """Column → its unreadable values; columns without any are left out. ``rows`` are those that gave the values."""
     if not unread:
         return {}
     found = pl.scan_parquet(values, glob=False)
@@ -196,7 +297,7 @@ def _count_unread(
     bad = [name for name in unread if counts[shown[name]]]
     if not bad:
         return {}
-    read = pl.scan_parquet(good, glob=False).select(pl.col(bad).is_not_null().sum()).collect(engine="streaming")
+    read = rows.select(pl.col(bad).is_not_null().sum()).collect(engine="streaming")
     counted = {}
     for name in bad:
         commonest = (

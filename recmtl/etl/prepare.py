@@ -240,7 +240,8 @@ class _Build:
         """Split, stage, label, fit, encode; return the manifest of what was written."""
         log, data = self._log, self._data
         if log.frame.select(pl.len()).collect(engine="streaming").item() == 0:
-            raise UserError(f"data.source: there is no usable row in {', '.join(log.inputs) or 'its files'}")
+            without = f" ({sum(log.filtered.values()):,} rows do not satisfy `where`)" if log.filtered else ""
+            raise UserError(f"data.source: there is no usable row in {', '.join(log.inputs) or 'its files'}{without}")
         self._check_columns()
         plan = plan_split(log.frame, log.columns, data.split, split_column=log.split_column)
         schema = self._choose_features(plan)
@@ -291,6 +292,7 @@ class _Build:
             read=dict(log.read),
             duplicates=dict(log.duplicates),
             rejected={name: dict(reasons) for name, reasons in log.rejected.items()},
+            filtered={name: {"where": count} for name, count in log.filtered.items()},
             unattributed={name: dict(reasons) for name, reasons in log.unattributed.items()},
             observed_until=_iso(log.observed_until),
             labels_as_of=_iso(as_of),
@@ -365,7 +367,10 @@ class _Build:
                 if unread is None and feature.kind == "number" and self._types[column] == pl.String:
                     unread = self._no_numbers(column)
                 if unread is not None:
-                    self._judge_unread(feature, column, unread)
+                    of = "numbers" if feature.kind == "number" else "what the others are"
+                    self._judge_unread(f"features.{feature.name}", column, unread, of)
+        for (where, column), unread in self._log.condition_unread.items():
+            self._judge_unread(where, column, unread, "what the others are")
 
     def _no_numbers(self, column: str) -> Unread | None:
         """The values of a text column, which an id reads too, that are no numbers."""
@@ -379,11 +384,10 @@ class _Build:
         examples = tuple(commonest.collect(engine="streaming")[column])
         return Unread(count=count, given=total, examples=examples)
 
-    def _judge_unread(self, feature: Feature, column: str, unread: Unread) -> None:
+    def _judge_unread(self, where: str, column: str, unread: Unread, of: str) -> None:
         what = (
-            f"features.{feature.name}: {unread.count:,} of {unread.given:,} values of column {column!r} "
-            f"({unread.share:.2%}) cannot be read as {'numbers' if feature.kind == 'number' else 'what the others are'}"
-            f", such as {', '.join(map(repr, unread.examples))}"
+            f"{where}: {unread.count:,} of {unread.given:,} values of column {column!r} ({unread.share:.2%}) cannot be "
+            f"read as {of}, such as {', '.join(map(repr, unread.examples))}"
         )
         advice = _advice_on_numbers(unread.examples)
         advice = advice[:1].upper() + advice[1:]
@@ -574,8 +578,9 @@ class _Build:
                         continue
                     advice = self._advice(self._tasks[name], counted, split, as_of)
                     self._warnings.append(f"task {name} has no observed row in {split}: {advice}")
-                elif split == "train" and counted.positives == 0:
-                    self._warnings.append(f"task {name} has no positive row in train: check tasks.{name}.label")
+                elif split == "train" and counted.positives in (0, counted.observed):
+                    named = "negative" if counted.positives else "positive"
+                    self._warnings.append(f"task {name} has no {named} row in train: check tasks.{name}.label")
 
     def _advice(self, task: Task, counted: TaskSummary, split: str, as_of: datetime | None) -> str:
         """Why a task is masked throughout, and the setting to change."""
@@ -620,6 +625,8 @@ class _Build:
         for source, count in self._log.duplicates.items():
             if count:
                 self._progress.say(f"{source}: exact duplicates dropped: {count:,}")
+        for source, count in self._log.filtered.items():
+            self._progress.say(f"{source}: {count:,} of {self._log.read.get(source, 0):,} rows left out by `where`")
         for event, missed in self._log.unattributed.items():
             if sum(missed.values()):
                 told = ", ".join(f"{reason} ({count:,})" for reason, count in missed.items() if count)

@@ -177,6 +177,10 @@ class Typing:
             column.alias(f"{_TYPED}{name}") for name, column in self.columns.items()
         ).with_columns(self.reason.alias(REASON))
 
+    def of(self, name: str) -> pl.Expr:
+        """A typed column of a judged frame."""
+        return pl.col(f"{_TYPED}{name}")
+
     def typed(self) -> list[pl.Expr]:
         """The typed columns of a judged frame under their own names."""
         return [pl.col(f"{_TYPED}{name}").alias(name) for name in self.columns]

@@ -165,6 +165,7 @@ def data_card(manifest: Manifest) -> DataCard:
         read=dict(manifest.read),
         duplicates=dict(manifest.duplicates),
         rejected={name: dict(reasons) for name, reasons in manifest.rejected.items()},
+        filtered={name: dict(reasons) for name, reasons in manifest.filtered.items()},
         unattributed={name: dict(reasons) for name, reasons in manifest.unattributed.items()},
         observed_until=manifest.observed_until,
         labels_as_of=manifest.labels_as_of,

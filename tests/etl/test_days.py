@@ -436,3 +436,29 @@ def test_what_cannot_be(tmp_path: Path) -> None:
         prepared(tmp_path, 3, daily={"store": tmp_path / "other"})
     with pytest.raises(ValueError, match="validation"):
         DailyConfig(history=3, validation=3)
+
+
+def test_conditions_and_negative_quantities_by_day(tmp_path: Path) -> None:
+    logs = made_up_logs(4)
+    write(tmp_path, logs)
+    for path in tmp_path.glob("purchases-*.csv"):  # every other one is a return
+        head, *lines = path.read_text().splitlines()
+        text = [f"{line},{1 if number % 2 else -1}" for number, line in enumerate(lines)]
+        path.write_text("\n".join([f"{head},quantity", *text]) + "\n")
+
+    def days_dataset(**purchase: Any) -> Prepared:
+        events = source(tmp_path).model_dump()["events"]
+        events["purchase"] |= purchase
+        data = DataConfig(source=source(tmp_path, events=events))
+        daily = DailyConfig(history=3, date=day(3), store=tmp_path / "store")
+        folder = tmp_path / f"data-{len(purchase)}"
+        return prepare_day(data, FEATURES, TASKS, daily, name="x", folder=folder, progress=Silent())
+
+    told = days_dataset().manifest
+    (warning,) = [text for text in told.warnings if "negative" in text]
+    assert "column 'quantity' are negative, such as -1, and their rows count as purchase" in warning
+    assert told.filtered == {}
+    found = days_dataset(where="quantity > 0").manifest
+    assert not any("negative" in text for text in found.warnings)
+    assert abs(found.filtered["purchase"]["where"] - found.read["purchase"] / 2) <= 4
+    assert found.splits["train"].tasks["purchase"].positives < told.splits["train"].tasks["purchase"].positives

@@ -384,3 +384,111 @@ def test_the_config_reads_back_what_it_wrote(shop):
 def test_the_table_of_sources_is_keyed_by_kind():
     for kind, source in SOURCES.items():
         assert source.config.model_fields["kind"].default == kind
+
+
+VIEWS = "user_id,item_id,time,slot,is_bot\nu1,A,2024-03-01T10:00:00,1,false\nu2,B,2024-03-01T10:00:00,2,true\n" + (
+    "u3,A,2024-03-01T10:00:00,1,\nu4,A,never,1,false\n"
+)
+ORDERS = "user_id,item_id,time,quantity,unit price\n" + "".join(
+    f"{user},A,2024-03-01T10:01:00,{quantity},{price}\n"
+    for user, quantity, price in [("u1", 1, 2.5), ("u1", 1, 2.5), ("u3", -1, 2.5), ("u1", "", 1), ("u3", "x", 1)]
+)
+
+
+def test_where_leaves_rows_out_and_counts_them(tmp_path):
+    log = frame_of(tmp_path, VIEWS, ORDERS, impressions={"where": "is_bot is null or not is_bot"})
+    assert log.frame.collect()["user_id"].to_list() == ["u1", "u3"]
+    assert log.filtered == {"impressions": 1}
+    assert log.rejected["impressions"] == {"time is not a time": 1}
+    assert log.read == {"impressions": 4, "click": 5}
+    assert log.frame.collect()["click"].to_list() == [1, 1]
+
+
+def test_where_reads_columns_of_an_event_log_that_nothing_else_needs(tmp_path):
+    where = {"click": {"path": str(tmp_path / "c.csv"), "where": "quantity > 0 and column('unit price') < 3"}}
+    # "x" is a fifth of the quantities: the column is text, unless its type is named.
+    with pytest.raises(UserError, match=r"data.source.events.click.where .*quantity is text and 0 is a number"):
+        frame_of(tmp_path, VIEWS, ORDERS, events=where)
+    where["click"]["types"] = {"quantity": "int"}
+    log = frame_of(tmp_path, VIEWS, ORDERS, events=where)
+    rows = log.frame.collect()
+    assert dict(zip(rows["user_id"], rows["click"], strict=True)) == {"u1": 1, "u2": 0, "u3": 0}
+    # Of five rows one is a duplicate, one negative, one without a quantity, one unreadable.
+    assert (log.filtered, log.duplicates["click"], log.read["click"]) == ({"click": 3}, 1, 5)
+    unread = log.condition_unread["data.source.events.click.where", "quantity"]
+    assert (unread.count, unread.given, unread.examples) == (1, 4, ("x",))
+    assert not any("negative" in warning for warning in log.warnings)
+
+
+@pytest.mark.parametrize("log", ["impressions", "click"])
+def test_where_names_a_column_that_is_not_there(tmp_path, log):
+    (tmp_path / "c.csv").write_text(ORDERS)
+    config = {"path": str(tmp_path / "c.csv"), "where": "quantty > 0"}
+    other = {"impressions": {"where": "slott > 0"}} if log == "impressions" else {"events": {"click": config}}
+    near = "slot" if log == "impressions" else "quantity"
+    with pytest.raises(UserError, match=rf"data.source.*{log}.where .*the file has no column .*did you mean '{near}'"):
+        frame_of(tmp_path, VIEWS, ORDERS, **other)
+
+
+def test_where_is_checked_with_the_config(tmp_path):
+    with pytest.raises(ValidationError, match="is no expression"):
+        frame_of(tmp_path, VIEWS, ORDERS, impressions={"where": "slot ="})
+
+
+def test_a_column_without_values_fits_any_type(tmp_path):
+    empty = "user_id,item_id,time,quantity\nu1,A,2024-03-01T10:01:00,\n"
+    click = {"path": str(tmp_path / "c.csv"), "where": "quantity is null or quantity > 0"}
+    log = frame_of(tmp_path, VIEWS, empty, events={"click": click})
+    assert log.filtered == {}
+    click["where"] = "quantity > 0"
+    log = frame_of(tmp_path, VIEWS, empty, events={"click": click})
+    assert log.filtered == {"click": 1}
+    assert any("events.click.where 'quantity > 0' leaves out all of the 1 rows" in text for text in log.warnings)
+
+
+def test_where_over_parquet_and_times(tmp_path):
+    (tmp_path / "i.csv").write_text(VIEWS)
+    at = [datetime(2024, 3, 1, 10, minute, tzinfo=UTC) for minute in (1, 2)]
+    clicks = pl.DataFrame({"user_id": ["u1", "u3"], "item_id": ["A", "A"], "ts": at, "sum": [2.0, float("nan")]})
+    clicks.write_parquet(tmp_path / "c.parquet")
+    click = {"path": str(tmp_path / "c.parquet"), "columns": {"time": "ts"}}
+    base = {"impressions": {"path": str(tmp_path / "i.csv")}}
+    for where, clicked in [("ts < '2024-03-01T10:02'", {"u1"}), ("sum is null", {"u3"}), ("sum > 0", {"u1"})]:
+        config = EventLogConfig.model_validate({**base, "events": {"click": {**click, "where": where}}})
+        rows = read_in(config, tmp_path).frame.collect()
+        assert set(rows.filter(pl.col("click") == 1)["user_id"]) == clicked
+
+
+@pytest.mark.parametrize(
+    ("column", "where"),
+    [
+        ("quantity", "quantity > 0"),
+        ("orderQty", "orderQty > 0"),
+        ("unit price", 'column("unit price") > 0'),
+        ("total_amount", "total_amount > 0"),
+    ],
+)
+def test_negative_quantities_are_told_with_the_condition_that_leaves_them_out(tmp_path, column, where):
+    event = f"user_id,item_id,time,{column}\n" + "".join(
+        f"u{n},A,2024-03-01T10:01:00,{value}\n" for n, value in enumerate([1, -2, -2, -1.5, ""], 1)
+    )
+    (warning,) = [text for text in frame_of(tmp_path, VIEWS, event).warnings if "negative" in text]
+    assert warning.startswith(f"data.source.events.click: 3 of the 4 values of column '{column}' are negative, ")
+    assert "such as -2, -1.5, and their rows count as click" in warning
+    assert warning.endswith(f"data.source.events.click.where: {where}")
+    click = {"path": str(tmp_path / "c.csv"), "where": where}
+    log = frame_of(tmp_path, VIEWS, event, events={"click": click})
+    assert log.filtered == {"click": 4}
+    assert not any("negative" in text for text in log.warnings)
+
+
+def test_no_word_of_other_columns_or_of_what_is_not_negative(tmp_path):
+    event = "user_id,item_id,time,quantity,delta,price\nu1,A,2024-03-01T10:01:00,1,-1,n/a\n"
+    assert not any("negative" in text for text in frame_of(tmp_path, VIEWS, event).warnings)
+
+
+def test_a_negative_value_of_an_event_is_told(tmp_path):
+    event = "user_id,item_id,time,gain\nu1,A,2024-03-01T10:01:00,-3\n"
+    click = {"path": str(tmp_path / "c.csv"), "columns": {"value": "gain"}}
+    log = frame_of(tmp_path, VIEWS, event, events={"click": click})
+    assert any("1 of the 1 values of column 'gain' are negative, such as -3" in text for text in log.warnings)

@@ -58,7 +58,13 @@ def rows(first: int, count: int, seed: int = 0) -> pl.DataFrame:
     )
 
 
-def prepared(folder: Path, *splits: pl.DataFrame, features: Sequence[Feature] = FEATURES, **fields: Any) -> Prepared:
+def prepared(
+    folder: Path,
+    *splits: pl.DataFrame,
+    features: Sequence[Feature] = FEATURES,
+    tasks: Sequence[Task] = (CLICK, STARS),
+    **fields: Any,
+) -> Prepared:
     """A table, or train, validation and test as files of their own."""
     names = ("train", "validation", "test") if len(splits) == 3 else ("path",)
     for name, frame in zip(names, splits, strict=True):
@@ -66,7 +72,7 @@ def prepared(folder: Path, *splits: pl.DataFrame, features: Sequence[Feature] = 
     paths = {name: str(folder / f"{name}.parquet") for name in names}
     source = {"kind": "table", **({"paths": paths} if len(splits) == 3 else paths)}
     data = DataConfig.model_validate({"source": source, "rows_per_shard": 400, **fields})
-    return prepare(data, features, (CLICK, STARS), name="shop", folder=folder / "prepared", progress=Silent())
+    return prepare(data, features, tasks, name="shop", folder=folder / "prepared", progress=Silent())
 
 
 def of(data: Prepared, name: str, **config: Any) -> Guard:
@@ -97,7 +103,8 @@ def test_sound_data_pass_every_guard(tmp_path: Path) -> None:
     data = prepared(tmp_path, *SPLITS)
     guards = require(data.folder, data.manifest)
     assert [guard.name for guard in guards] == list(GUARDS)
-    assert {guard.name: guard.status for guard in guards} == dict.fromkeys(GUARDS, "passed")
+    unweighted = {"degenerate_weights": "not applicable"}
+    assert {guard.name: guard.status for guard in guards} == {**dict.fromkeys(GUARDS, "passed"), **unweighted}
 
 
 def test_a_table_split_by_recmtl_passes_every_guard(tmp_path: Path) -> None:
@@ -105,7 +112,11 @@ def test_a_table_split_by_recmtl_passes_every_guard(tmp_path: Path) -> None:
         data = prepared(tmp_path, rows(0, 2000), split={"by": by})
         statuses = {guard.name: guard.status for guard in require(data.folder, data.manifest)}
         expected = "passed" if by == "time" else "not applicable"
-        assert statuses == {**dict.fromkeys(GUARDS, "passed"), "overlapping_times": expected}
+        assert statuses == {
+            **dict.fromkeys(GUARDS, "passed"),
+            "overlapping_times": expected,
+            "degenerate_weights": "not applicable",
+        }
 
 
 @pytest.mark.parametrize("column", ["click", "isClick", "click_time", "CLICK_AT", "has_click_flag"])
@@ -262,7 +273,8 @@ def test_equal_contents_are_repeated_impressions(tmp_path: Path) -> None:
     train, validation, test = SPLITS
     again = validation.with_columns(pl.format("again{}", pl.int_range(pl.len())).alias("request_id"))
     data = prepared(tmp_path, pl.concat([train, again.with_columns(time=pl.lit(START))]), validation, test)
-    assert {guard.status for guard in check_guards(data.folder, data.manifest)} == {"passed"}
+    statuses = {guard.name: guard.status for guard in check_guards(data.folder, data.manifest)}
+    assert statuses == {**dict.fromkeys(GUARDS, "passed"), "degenerate_weights": "not applicable"}
     without = [frame.drop("request_id") for frame in (pl.concat([train, again]), validation, test)]
     data = prepared(tmp_path, *without, features=FEATURES)
     assert of(data, "validation_rows_in_train").status == "passed"
@@ -358,6 +370,94 @@ def test_a_split_without_positives(tmp_path: Path, split: int) -> None:
     name = ("train", "validation", "test")[split]
     text = f"click has no positive among {len(splits[split]):,} observed rows in {name}"
     fails(prepared(tmp_path, *splits), "task_without_positives", text)
+
+
+@pytest.mark.parametrize("split", [0, 1, 2])
+def test_a_split_without_negatives(tmp_path: Path, split: int) -> None:
+    splits = list(SPLITS)
+    splits[split] = splits[split].with_columns(is_click=pl.lit(1))
+    name = ("train", "validation", "test")[split]
+    text = f"click has no negative among {len(splits[split]):,} observed rows in {name}"
+    fails(prepared(tmp_path, *splits), "task_without_negatives", text)
+
+
+def test_a_task_that_always_follows_its_parent(tmp_path: Path) -> None:
+    bought = Task(name="purchase", kind="binary", label="bought", parent="click")
+    splits = [frame.with_columns(bought=pl.col("is_click")) for frame in SPLITS]
+    clicks = splits[0]["is_click"].sum()
+    text = f"purchase is 1 on each of the {clicks} train rows on which click is"
+    fails(prepared(tmp_path, *splits, tasks=(CLICK, bought)), "task_without_negatives", text)
+
+
+SHARE = Task(name="share", kind="regression", label="share")
+MOOD = Task.model_validate({"name": "mood", "kind": "multiclass", "label": "mood", "classes": ["up", "down"]})
+
+
+@pytest.mark.parametrize(
+    ("task", "value", "told"),
+    [
+        (SHARE, 0.1, "share has one value, 0.1, on all 1,000 observed train rows"),
+        (MOOD, "down", "mood has one value, 'down', on all 1,000 observed train rows"),
+        (STARS, 4, "stars has one value, 4, on all 1,000 observed train rows"),
+    ],
+)
+def test_a_constant_label(tmp_path: Path, task: Task, value: object, told: str) -> None:
+    splits = [SPLITS[0].with_columns(pl.lit(value).alias(task.label)), *SPLITS[1:]]
+    splits[1:] = [frame.with_columns(pl.lit(value).alias(task.label)) for frame in splits[1:]]
+    fails(prepared(tmp_path, *splits, tasks=(CLICK, task)), "constant_label", told)
+
+
+def test_a_regression_label_whose_deviation_float32_cannot_hold(tmp_path: Path) -> None:
+    tiny = pl.Series("share", np.where(np.arange(1000) % 2, 1e-45, 0.0))
+    splits = [SPLITS[0].with_columns(tiny), *(frame.with_columns(share=pl.lit(0.5)) for frame in SPLITS[1:])]
+    data = prepared(tmp_path, *splits, tasks=(CLICK, SHARE))
+    fails(data, "constant_label", "share has a standard deviation of 7")
+
+
+def weighted(weight: pl.Expr, *splits: pl.DataFrame) -> list[pl.DataFrame]:
+    return [splits[0].with_columns(w=weight), *(frame.with_columns(w=pl.lit(1.0)) for frame in splits[1:])]
+
+
+@pytest.mark.parametrize(
+    ("weight", "told"),
+    [
+        (pl.lit(0.0), "column 'w', the weights of click, is 0 on the 1,000 observed rows of train"),
+        (pl.lit(3e38), "adds up to 3e+41 on the 1,000 observed rows of train, beyond Float32"),
+        (pl.col("is_click").cast(pl.Float64), "is 0 on all 608 negative rows of train"),
+        (1.0 - pl.col("is_click"), "is 0 on all 392 positive rows of train"),
+    ],
+)
+def test_weights_that_leave_nothing_to_learn(tmp_path: Path, weight: pl.Expr, told: str) -> None:
+    click = CLICK.model_copy(update={"weight_column": "w"})
+    fails(prepared(tmp_path, *weighted(weight, *SPLITS), tasks=(click,)), "degenerate_weights", told)
+
+
+def test_weights_of_another_split_and_sound_ones(tmp_path: Path) -> None:
+    click = CLICK.model_copy(update={"weight_column": "w"})
+    splits = weighted(pl.col("price").fill_null(0.0), *SPLITS)
+    assert of(prepared(tmp_path, *splits, tasks=(click,)), "degenerate_weights").status == "passed"
+    splits[2] = splits[2].with_columns(w=pl.lit(0))
+    fails(prepared(tmp_path, *splits, tasks=(click,)), "degenerate_weights", "is 0 on the 310 observed rows of test")
+
+
+def test_labels_that_are_invalid_in_one_split(tmp_path: Path) -> None:
+    """A twentieth of the test labels is unreadable and none before: the column means something else by then."""
+
+    def spoilt(frame: pl.DataFrame, every: int, value: int = 7) -> pl.DataFrame:
+        return frame.with_columns(
+            is_click=pl.when(pl.int_range(pl.len()) % every == 0).then(value).otherwise(pl.col("is_click"))
+        )
+
+    data = prepared(tmp_path, *SPLITS[:2], spoilt(SPLITS[2], 20))
+    told = "0.00% of the 1,000 labels of click are invalid in train and 5.16% of 310 in test (Fisher's exact test, p = "
+    fails(data, "invalid_labels_differ", told)
+    # As often everywhere, too few to tell, or missing rather than invalid.
+    for splits in (
+        [spoilt(frame, 25) for frame in SPLITS],
+        [*SPLITS[:2], spoilt(SPLITS[2], 200)],
+        [*SPLITS[:2], SPLITS[2].with_columns(is_click=pl.when(pl.col("price") > 1).then("is_click"))],
+    ):
+        assert of(prepared(tmp_path, *splits), "invalid_labels_differ").status == "passed"
 
 
 def test_a_task_that_nothing_is_known_of_cannot_be_trained_but_is_only_not_judged(tmp_path: Path) -> None:

@@ -97,3 +97,18 @@ def test_a_damaged_file_is_said(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(UserError, match="damaged Parquet"):
         read_in(tmp_path, path=str(tmp_path / "t.parquet"))
+
+
+def test_where_leaves_rows_out(tmp_path, path):
+    log = read_in(tmp_path, path=path, where="x < 0.7 and time < '2024-01-02'", drop=["x"])
+    rows = log.frame.collect()
+    assert rows["user_id"].to_list() == [1, 1]
+    assert "x" not in rows.columns
+    # The row without an item is a bad row, condition or not.
+    assert (log.filtered, log.rejected) == ({}, {"table": {"item_id is missing": 1}})
+    log = read_in(tmp_path, path=path, where="play > 10", item=None)
+    assert (log.frame.collect()["label"].to_list(), log.filtered, log.read) == ([], {"table": 3}, {"table": 3})
+    with pytest.raises(UserError, match=r"data.source.where .*no column 'plays'; did you mean 'play'"):
+        read_in(tmp_path, path=path, where="plays > 10")
+    with pytest.raises(ValidationError, match="is not allowed"):
+        read_in(tmp_path, path=path, where="print(1)")

@@ -188,6 +188,10 @@ class LabelledLog:
     """What a person should know, each naming the setting to change."""
     unread: Mapping[str, Unread] = field(default_factory=dict)
     """Column of the frame → its values that are given and cannot be read; they are missing in the frame."""
+    filtered: Mapping[str, int] = field(default_factory=dict)
+    """Input → rows that its ``where`` leaves out; neither kept nor rejected."""
+    condition_unread: Mapping[tuple[str, str], Unread] = field(default_factory=dict)
+    """What a ``where`` reads and could not: its setting and the column → the column's unreadable values."""
     conventions: Conventions = field(default_factory=Conventions)
     """How the raw values are written."""
 

@@ -6,6 +6,9 @@ one row an impression: its keys as ``user_id``, ``item_id``, ``time`` and, where
 ``item_NAME`` where another column is called NAME); and one label column an event, named after it.
 """
 
+import json
+import keyword
+import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,6 +20,7 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from recmtl.errors import UserError
+from recmtl.etl.condition import Where
 from recmtl.etl.convert import Conventions
 from recmtl.etl.files import find, header
 from recmtl.etl.ingest import ROW, Ingested, distinct_names, ingest, join_table, one_type, unique_key
@@ -45,10 +49,12 @@ __all__ = [
     "LogConfig",
     "Reader",
     "chain",
+    "condition_unread",
     "files_of",
     "inputs",
     "known_at",
     "maturity_of",
+    "of_negatives",
     "one_item_a_request",
     "read",
     "unread_of",
@@ -95,6 +101,9 @@ class LogConfig(Settings):
     """Overrides the source's `time_unit` for this log."""
     timezone: TimeZone | None = None
     """Overrides the source's `timezone` for this log."""
+    where: Where | None = None
+    """Only rows for which this condition over the file's columns is true are read; the others are counted. Such as
+    `quantity > 0 and status not in ['returned', 'cancelled']`; see docs/conditions.md."""
     time_format: TimeFormat | None = None
     """Overrides the source's `time_format` for this log."""
 
@@ -332,10 +341,57 @@ def read(
         warnings=(
             *(warning for log in logs.values() for warning in log.warnings),
             *(text for name in found if (text := _lost(name, events[name], found[name]))),
+            *(text for name, event in events.items() for text in of_negatives(name, event.negatives)),
         ),
+        filtered={name: log.filtered for name, log in logs.items() if log.filtered},
+        condition_unread=condition_unread({name: log.condition_unread for name, log in logs.items()}),
         unread=unread_of(impressions, tables, renames, own),
         conventions=reader.conventions(impressions, tables, renames, own),
     )
+
+
+def condition_unread(logs: Mapping[str, Mapping[str, Unread]]) -> dict[tuple[str, str], Unread]:
+    """What conditions read and could not: the condition's setting and the column → its unreadable values.
+
+    Args:
+        logs: log → column → its unreadable values.
+    """
+    return {
+        (f"data.source.{'' if name == 'impressions' else 'events.'}{name}.where", column): unread
+        for name, columns in logs.items()
+        for column, unread in columns.items()
+    }
+
+
+_AMOUNTS = {"quantity", "qty", "amount", "amt", "units", "price", "value", "total"}
+
+
+def _is_amount(column: str) -> bool:
+    """Whether a column is called like a quantity or a sum of money."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", column).lower()
+    parts = [part for part in re.split(r"[^a-z]+", words) if part]
+    return bool(parts) and (parts[-1] in _AMOUNTS or parts[0] in {"quantity", "qty"})
+
+
+def of_negatives(event: str, negatives: Mapping[str, Unread]) -> list[str]:
+    """A warning for each column of an event's log that holds negative quantities.
+
+    Args:
+        event: its name.
+        negatives: column → its negative values.
+    """
+    return [
+        f"data.source.events.{event}: {found.count:,} of the {found.given:,} values of column {column!r} are negative, "
+        f"such as {', '.join(found.examples)}, and their rows count as {event}; if they are returns or cancellations, "
+        f"leave them out by data.source.events.{event}.where: {_reference(column)} > 0"
+        for column, found in negatives.items()
+    ]
+
+
+def _reference(column: str) -> str:
+    """The column as a condition reads it."""
+    plain = column.isidentifier() and not keyword.iskeyword(column)
+    return column if plain else f"column({json.dumps(column, ensure_ascii=False)})"
 
 
 def unread_of(
@@ -490,7 +546,15 @@ class Reader:
         return None
 
     def _ingest(
-        self, name: str, rename: Mapping[str, str], rules: Rules, *, drop: Sequence[str], deduplicate: bool
+        self,
+        name: str,
+        rename: Mapping[str, str],
+        rules: Rules,
+        *,
+        drop: Sequence[str],
+        deduplicate: bool,
+        condition: str | None = None,
+        amounts: Sequence[str] = (),
     ) -> Ingested:
         files = self._files[name]
         for column in drop:
@@ -510,6 +574,8 @@ class Reader:
             separator=self._config.separator,
             encoding=self._config.encoding,
             missing=self._config.missing,
+            condition=condition,
+            amounts=amounts,
         )
 
     def _times(self, name: str) -> dict[str, TimeRule]:
@@ -583,10 +649,10 @@ class Reader:
                 f"data.source.impressions: its column {clash!r} has the name of an event; give the event another name, "
                 f"or leave the column out with impressions.drop: [{clash}]"
             )
-        return self._ingest(name, rename, rules, drop=drop, deduplicate=True)
+        return self._ingest(name, rename, rules, drop=drop, deduplicate=True, condition=self._config.impressions.where)
 
     def event(self, name: str, by: Sequence[str]) -> Ingested:
-        """An event log: only what joins it, its time and its value matter."""
+        """An event log: only what joins it, its time, its value and what its condition reads matter."""
         rename = {self._needed(name, "time"): "time"}
         for key in ("user", "item", *_IDS):
             column = self._needed(name, key) if _NAMES[key] in by else self._own_name(name, key)
@@ -607,7 +673,16 @@ class Reader:
             style=self.style,
         )
         others = [c for c in self._headers[name] if c not in rename]
-        return self._ingest(name, rename, rules, drop=others, deduplicate=True)
+        amounts = [c for c in self._headers[name] if c == value or (c in others and _is_amount(c))]
+        return self._ingest(
+            name,
+            rename,
+            rules,
+            drop=others,
+            deduplicate=True,
+            condition=self._config.events[name].where,
+            amounts=amounts,
+        )
 
     def table(self, name: str, uses: Uses) -> Ingested:
         """A table of users or items, its key checked."""

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from recmtl.errors import UserError
+from recmtl.etl.condition import Where
 from recmtl.etl.convert import Conventions
 from recmtl.etl.files import TAG, find, header
 from recmtl.etl.ingest import ingest
@@ -70,6 +71,9 @@ class TableConfig(Settings):
     types: dict[str, ColumnType] = {}
     """Types of columns, where the one seen in all rows is not the one meant (a numeric-looking code that is text).
     Values of another type are bad rows."""
+    where: Where | None = None
+    """Only rows for which this condition over the file's columns is true are read; the others are counted. Such as
+    `country == 'NO' and not is_bot`; see docs/conditions.md."""
     time_unit: TimeUnit = "auto"
     """How times are written."""
     timezone: TimeZone = "UTC"
@@ -161,6 +165,7 @@ def read(config: TableConfig, work: Path, progress: Progress, *, uses: Uses = AN
         encoding=config.encoding,
         missing=config.missing,
         tags=_tags(files) if config.paths is not None else None,
+        condition=config.where,
     )
     given = config.paths is not None
     return LabelledLog(
@@ -175,6 +180,8 @@ def read(config: TableConfig, work: Path, progress: Progress, *, uses: Uses = AN
         rejected_files=log.rejected_files,
         warnings=log.warnings,
         unread=log.unread,
+        filtered={_NAME: log.filtered} if log.filtered else {},
+        condition_unread={(f"{_WHERE}.where", name): found for name, found in log.condition_unread.items()},
         conventions=Conventions(
             source=log.kind,
             csv=CsvFormat(separator=config.separator, encoding=config.encoding, missing=config.missing),

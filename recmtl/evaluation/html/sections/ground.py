@@ -275,7 +275,7 @@ def data(context: Context) -> Section:
     lost = list(_lost(context))
     if lost:
         columns = [Column("Input"), Column("Read", True), Column("Duplicates", True), Column("Rejected rows")]
-        columns += [Column("Events of no impression")]
+        columns += [Column("Left out"), Column("Events of no impression")]
         section.blocks.append(Table("What was read, and what was not used", columns, lost))
     if card.inputs:
         shown, more = first(list(card.inputs.items()), _ROWS, "files")
@@ -306,13 +306,14 @@ def _labels(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[list[Cell]]:
 
 def _lost(context: Context) -> Iterator[list[Cell]]:
     card = context.report.data
-    for name in unique([*card.read, *card.duplicates, *card.rejected, *card.unattributed]):
+    for name in unique([*card.read, *card.duplicates, *card.rejected, *card.filtered, *card.unattributed]):
         read, twice = card.read.get(name), card.duplicates.get(name, 0)
         yield [
             Cell(name),
             number(read, count),
             number(twice, count),
             Cell(_reasons(card.rejected.get(name, {}))),
+            Cell(_reasons(card.filtered.get(name, {}))),
             Cell(_reasons(card.unattributed.get(name, {}))),
         ]
 
