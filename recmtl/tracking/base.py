@@ -1,7 +1,8 @@
 """What a run tells about itself: the :class:`Tracker` protocol, its null and in-memory objects, its config.
 
 In: parameters, metrics, tags, files, datasets. Out: what the tracker makes of them. A tracker never stops a run: what
-it cannot deliver it keeps (:mod:`recmtl.tracking.journal`). Secrets in a tracking URI end here: :func:`redact`.
+it cannot deliver it keeps (:mod:`recmtl.tracking.journal`). Secrets in a tracking URI end here
+(:mod:`recmtl.uris`).
 """
 
 import os
@@ -16,6 +17,7 @@ from pydantic import Field, field_serializer, field_validator
 
 from recmtl.errors import UserError
 from recmtl.settings import Settings
+from recmtl.uris import keep_secret, redact, shown_uri
 
 __all__ = [
     "DEFAULT_URI",
@@ -37,10 +39,7 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 """The store when neither the config nor MLFLOW_TRACKING_URI names one."""
 
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
-# Up to the last @: a database's password may hold a slash.
-_USERINFO = re.compile(r"(?<=://)[^/\s'\"][^\s'\"]*@")
 _NONE: Mapping[str, Any] = MappingProxyType({})
-_SECRET = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|secret|key|access_token|api_key)=)[^&\s'\"]*")
 
 
 class TrackingConfig(Settings):
@@ -66,7 +65,7 @@ class TrackingConfig(Settings):
 
     @field_serializer("uri")
     def _without_secrets(self, uri: str | None) -> str | None:
-        return None if uri is None else _SECRET.sub(r"\1", _USERINFO.sub("", uri))
+        return None if uri is None else shown_uri(uri)
 
 
 def store_uri(uri: str | None = None) -> str:
@@ -86,6 +85,7 @@ def store_uri(uri: str | None = None) -> str:
     if uri.startswith("sqlite:"):
         path, question, query = uri.removeprefix("sqlite:///").partition("?")
         return f"sqlite:///{Path(path).expanduser().absolute()}{question}{query}"
+    keep_secret(uri)
     return uri
 
 
@@ -93,16 +93,11 @@ def _check_scheme(uri: str) -> None:
     scheme = uri.partition(":")[0].partition("+")[0].lower()
     if scheme not in _SCHEMES or (scheme != "databricks" and "://" not in uri):
         raise ValueError(
-            f"tracking URI {redact(uri)!r}: expected sqlite:///PATH, http(s)://HOST, or a database's address; "
+            f"tracking URI {shown_uri(uri)!r}: expected sqlite:///PATH, http(s)://HOST, or a database's address; "
             "MLflow no longer writes to a plain folder"
         )
     if scheme == "sqlite" and not re.match(r"sqlite:///[^?]", uri):
-        raise ValueError(f"tracking URI {redact(uri)!r}: expected sqlite:///PATH, the path of a database file")
-
-
-def redact(text: str) -> str:
-    """A text with the user names, passwords and tokens of every address in it replaced by ``***``."""
-    return _SECRET.sub(r"\1***", _USERINFO.sub("***@", text))
+        raise ValueError(f"tracking URI {shown_uri(uri)!r}: expected sqlite:///PATH, the path of a database file")
 
 
 @dataclass(frozen=True)

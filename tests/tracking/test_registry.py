@@ -168,7 +168,7 @@ def test_card_verdict_and_report_stay_with_the_version(
     assert "**refuse**" in version.description
     assert version.tags["recmtl.gate"] == "refuse"
     assert version.tags["recmtl.gate.against"] == "none"
-    assert version.tags["recmtl.gate.failed.click.auc vs champion"] == "worse, see https://***@host"
+    assert version.tags["recmtl.gate.failed.click.auc vs champion"] == "worse, see https://host"
     assert version.tags["recmtl.gate.report"] == file_hash(path)
     (stored,) = model_folder(tmp_path).glob("reports/*.json")
     assert stored.read_bytes() == path.read_bytes()
