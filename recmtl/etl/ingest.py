@@ -5,6 +5,7 @@ order. Memory is bounded by what Polars streams at a time, beside the suspects a
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,6 +55,7 @@ class Ingested:
         return [name for name in self.frame.collect_schema().names() if name != ROW]
 
 
+@raw_files.naming_damage
 def ingest(
     name: str,
     files: Mapping[str, Path],
@@ -68,7 +70,7 @@ def ingest(
     encoding: str = "utf8",
     missing: Sequence[str] = raw_files.MISSING_TEXTS,
     names: Sequence[str] | None = None,
-    quote: bool = True,
+    quote: str | None = '"',
     tags: Mapping[str, str] | None = None,
 ) -> Ingested:
     """Read a log, keep its good rows under ``work``, and count the rest.
@@ -105,7 +107,7 @@ def ingest(
     unjudged = [*dropped, raw_files.TAG] if tags is not None else dropped
     as_written = {new: old for old, new in rename.items()}
     typing = see_types(
-        frame, rules, where, text=raw.text, undecodable=raw.undecodable, unjudged=unjudged, names=as_written
+        frame, rules, where, text=raw.text, undecodable=bool(raw.undecodable), unjudged=unjudged, names=as_written
     )
     source = pl.lit(name).alias("source")
     text = pl.struct(pl.col(c).alias(as_written.get(c, c)) for c in frame.collect_schema().names())
@@ -132,9 +134,12 @@ def ingest(
     rejected = dict(pl.scan_parquet(bad, glob=False).group_by("reason").len().sort("reason").collect().iter_rows())
     rejected_files = [bad] if rejected else []
     if raw.malformed:
-        rejected[raw_files.MALFORMED] = len(raw.malformed)
-        malformed = pl.DataFrame({ROW: raw.malformed}, schema={ROW: pl.String})
-        malformed.select(source, pl.lit(raw_files.MALFORMED).alias("reason"), ROW).write_parquet(lines)
+        rejected |= Counter(line.reason for line in raw.malformed)
+        malformed = pl.DataFrame(
+            {"reason": [line.reason for line in raw.malformed], ROW: [line.text for line in raw.malformed]},
+            schema={"reason": pl.String, ROW: pl.String},
+        )
+        malformed.select(source, "reason", ROW).write_parquet(lines)
         rejected_files.append(lines)
     unread = _count_unread(values, good, typing.unread, as_written)
     if unread:

@@ -243,7 +243,7 @@ def see_types(
             if seen.get(f"{name}/exponents"):
                 warnings.append(_of_exponents(seen, name, shown, where))
         elif name in rules.uses.labels:
-            typed = _see_label(raw, seen, name, rules.style) if text else _plain(raw, dtype)
+            typed = _see_label(raw, seen, name, rules.style) if text and dtype == pl.String else _plain(raw, dtype)
         elif dtype == pl.String and name in rules.uses.numbers:
             if seen[f"{name}/given"] and seen[f"{name}/bools"] == seen[f"{name}/given"]:
                 typed = _truth(raw)
@@ -254,7 +254,7 @@ def see_types(
             if dtype.is_float():
                 _refuse_merged(seen, name, f"{where}: column {shown}")
             typed = _id_text(raw, seen, name) if dtype == pl.String and text else _plain(raw, dtype)
-        elif text:
+        elif text and dtype == pl.String:  # a folder's column has its type already
             typed, failing = _see_text(raw, seen, name, rules.style)
             failed = raw.is_not_null() & done.is_null() if failing else None
         else:

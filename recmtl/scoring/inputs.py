@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from recmtl.errors import RunError, UserError
 from recmtl.etl.encode import canonical
-from recmtl.etl.files import is_parquet, scan
+from recmtl.etl.files import is_parquet, scan, undecodable_error
 from recmtl.etl.validate import time_expression
 from recmtl.package import Package
 from recmtl.progress import Progress
@@ -133,9 +133,13 @@ def _staged(
         quote=csv.quote,
     )
     if raw.malformed:
+        first = raw.malformed[0]
         raise UserError(
-            f"{name}: {len(raw.malformed)} lines do not have the header's fields, the first is {raw.malformed[0]!r}"
+            f"{name}: {len(raw.malformed):,} lines cannot be scored; the first is row {first.row} ({first.reason}): "
+            f"{first.text[:200]!r}"
         )
+    if raw.undecodable:
+        raise undecodable_error(raw.undecodable[0], "--input")
     copied, read = _chosen(package, name, raw.frame.collect_schema().names(), keep, taken)
     staged = next(unfinished.glob("*.parquet")).name
     whole = _whole(raw.frame, copied)

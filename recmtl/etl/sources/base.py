@@ -127,7 +127,11 @@ def check_style(decimal: str, thousands: str) -> None:
 
 def _check_encoding(name: str) -> str:
     try:
-        return codecs.lookup(name).name
+        codec = codecs.lookup(name)
+        # Some codecs make no text (hex, zip), or none that a file is written in.
+        if not getattr(codec, "_is_text_encoding", True) or codec.name in ("idna", "punycode", "undefined"):
+            raise LookupError(name)
+        return codec.name
     except LookupError:
         raise ValueError(f"{name!r} is not a text encoding: write a name such as utf-8, cp1252 or latin-1") from None
 

@@ -1,7 +1,7 @@
 """Separate event logs: impressions on one side, clicks, purchases, ratings on the other, as a company keeps them.
 
-In: CSV or Parquet files with any column names. Out: a :class:`~recmtl.etl.sources.base.LabelledLog` with one row an
-impression: its keys as ``user_id``, ``item_id``, ``time`` and, where it has them, ``request_id`` and
+In: CSV, JSON lines or Parquet files with any column names. Out: a :class:`~recmtl.etl.sources.base.LabelledLog` with
+one row an impression: its keys as ``user_id``, ``item_id``, ``time`` and, where it has them, ``request_id`` and
 ``impression_id``; its other columns under their own names; those of the user and item tables (``user_NAME`` or
 ``item_NAME`` where another column is called NAME); and one label column an event, named after it.
 """
@@ -81,7 +81,8 @@ class LogConfig(Settings):
     """One log: its files and what its columns are called."""
 
     path: Paths
-    """CSV or Parquet files: a path, a glob pattern, or a list of them; `{date}` stands for dates as in 2024-01-31."""
+    """CSV, JSON lines or Parquet files: a path, a glob pattern, or a list of them; `{date}` stands for dates as in
+    2024-01-31."""
     columns: dict[Canonical, str] = {}
     """What the file calls its key columns, where the name is not the usual one (user_id, item_id, time, impression_id,
     request_id) nor given by the source's `columns`. `value`: the column that holds a rating's stars, an order's sum."""
@@ -119,7 +120,8 @@ class JoinedTableConfig(Settings):
     """A table of users or items, joined to the impressions by key."""
 
     path: Paths
-    """CSV or Parquet files: a path, a glob pattern, or a list of them; with `{date}`, the last date's."""
+    """CSV, JSON lines or Parquet files: a path, a glob pattern, or a list of them; with `{date}`, the last
+    date's."""
     key: str | None = None
     """The key's column in the file, where it is neither user_id (item_id) nor what the source's `columns` says."""
     drop: tuple[str, ...] = ()
@@ -159,7 +161,7 @@ class EventLogConfig(Settings):
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
     """CSV: between fields."""
     encoding: Encoding = "utf-8"
-    """CSV: how the text is encoded."""
+    """CSV and JSON lines: how the text is encoded."""
     missing: tuple[str, ...] = MISSING_TEXTS
     """CSV: texts that stand for a missing value."""
     decimal: Literal[".", ","] = "."
@@ -409,9 +411,7 @@ class Reader:
     ) -> None:
         self._config, self._files, self._work, self._progress = config, files, work, progress
         self._headers = {
-            name: header(
-                next(iter(paths.values())), self._where(name), separator=config.separator, encoding=config.encoding
-            )
+            name: header(paths, self._where(name), separator=config.separator, encoding=config.encoding)
             for name, paths in files.items()
         }
         for key, column in config.columns.items():

@@ -1,4 +1,4 @@
-"""Rows that are joined already: one Parquet or CSV table with features and labels side by side.
+"""Rows that are joined already: one Parquet, CSV or JSON lines table with features and labels side by side.
 
 In: files, and what their key columns are called. Out: a :class:`~recmtl.etl.sources.base.LabelledLog` with the columns
 as they stand, the time in UTC and, where train, validation and test come as files of their own, which row is whose.
@@ -49,7 +49,7 @@ class TableConfig(Settings):
     kind: Literal["table"] = "table"
     """This source."""
     path: Paths | None = None
-    """CSV or Parquet files: a path, a glob pattern, or a list of them; to be split by `data.split`."""
+    """CSV, JSON lines or Parquet files: a path, a glob pattern, or a list of them; to be split by `data.split`."""
     paths: GivenPaths | None = None
     """Instead of `path`: the splits as files of their own."""
     user: str | None = "user_id"
@@ -84,7 +84,7 @@ class TableConfig(Settings):
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
     """CSV: between fields."""
     encoding: Encoding = "utf-8"
-    """CSV: how the text is encoded."""
+    """CSV and JSON lines: how the text is encoded."""
     missing: tuple[str, ...] = MISSING_TEXTS
     """CSV: texts that stand for a missing value."""
     decimal: Literal[".", ","] = "."
@@ -133,7 +133,7 @@ def read(config: TableConfig, work: Path, progress: Progress, *, uses: Uses = AN
     """
     files = _files(config)
     every = {text: path for named in files.values() for text, path in named.items()}
-    columns = header(next(iter(every.values())), _WHERE, separator=config.separator, encoding=config.encoding)
+    columns = header(every, _WHERE, separator=config.separator, encoding=config.encoding)
     keys = _keys(config, columns)
     for setting, names in (("outcomes", config.outcomes), ("drop", config.drop), ("types", config.types)):
         unknown = [name for name in names if name not in columns]
