@@ -47,7 +47,7 @@ class Ingested:
     units: Mapping[str, TimeUnit] = field(default_factory=dict)
     """Column of times → how they are written."""
     kind: str = "parquet"
-    """What the files are: csv or parquet."""
+    """What the files are: csv, parquet or jsonl."""
 
     @property
     def columns(self) -> list[str]:
@@ -70,7 +70,7 @@ def ingest(
     encoding: str = "utf8",
     missing: Sequence[str] = raw_files.MISSING_TEXTS,
     names: Sequence[str] | None = None,
-    quote: str | None = '"',
+    quote: str | bool = True,
     tags: Mapping[str, str] | None = None,
 ) -> Ingested:
     """Read a log, keep its good rows under ``work``, and count the rest.
@@ -158,7 +158,7 @@ def ingest(
         typing.warnings,
         unread,
         typing.units,
-        "csv" if raw.text else "parquet",
+        {"CSV": "csv", "Parquet": "parquet", "JSON lines": "jsonl"}[raw.kind],
     )
     log = _without_duplicates(log, good) if deduplicate else log
     return replace(log, frame=log.frame.drop(dropped))

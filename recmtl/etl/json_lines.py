@@ -298,9 +298,9 @@ def _nothing(files: Mapping[str, Path], malformed: Sequence[Malformed], where: s
     if not malformed:
         return UserError(f"{where}: {name} is empty or holds only empty objects; write one JSON object per line")
     first = malformed[0]
-    array = "; it is a JSON array, so" if first.text.startswith("[") else ","
+    array = " (a JSON array?)" if first.text.startswith("[") else ""
     return UserError(
-        f"{where}: no line of {name} is a JSON object (line 1: {first.reason}){array} write one object per line"
+        f"{where}: no line of {name} is a JSON object{array}, {first.reason}; write one JSON object per line"
     )
 
 

@@ -1,13 +1,15 @@
 """Input files to pieces of work: runs of Parquet row groups, the same for the same files whoever scores them.
 
-In: paths as the user named them. Out: :class:`Source` per file and :class:`Piece`, each one part of the output. CSV is
-first staged as Parquet of text in the job's working folder, on disk beside the output; a column's type as a key (Int64
-where all of a file's values are whole numbers) is decided there, over the whole file.
+In: paths as the user named them. Out: :class:`Source` per file and :class:`Piece`, each one part of the output. CSV and
+JSON lines are first staged as Parquet in the job's working folder, on disk beside the output. A CSV's columns are text
+there; a column's type as a key (Int64 where all of a file's values are whole numbers) is decided over the whole file.
+The columns of folders (``dt=2024-01-01/``) have one type over all files.
 """
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import pyarrow as pa
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 
 from recmtl.errors import RunError, UserError
 from recmtl.etl.encode import canonical
-from recmtl.etl.files import is_parquet, scan, undecodable_error
+from recmtl.etl.files import Partition, kind_of, partitions, scan, undecodable_error, uuid_columns, uuid_text
 from recmtl.etl.validate import time_expression
 from recmtl.package import Package
 from recmtl.progress import Progress
@@ -25,13 +27,34 @@ from recmtl.settings import Settings
 __all__ = ["Piece", "Source", "Span", "csv_format", "cut", "frames", "look_at"]
 
 
+class Constant(Settings):
+    """A column that a folder's name gives."""
+
+    name: str
+    text: str | None
+    """Its value; None: missing."""
+    dtype: Literal["Date", "Int64", "String"]
+    """Its type over all input files."""
+
+    def expression(self, dtype: str) -> pl.Expr:
+        """The column as the training data had it, where it can be.
+
+        Args:
+            dtype: its type in training, as Polars writes it.
+        """
+        types: dict[str, pl.DataType] = {"Date": pl.Date(), "Int64": pl.Int64(), "String": pl.String()}
+        text = dtype != self.dtype
+        partition = Partition(types["String" if text else self.dtype], {"": self.text})
+        return partition.expression(self.name, "")
+
+
 class Source(Settings):
     """One input file, as it is read."""
 
     name: str
     """As the user wrote it."""
     path: Path
-    """Parquet; of a CSV its staged text."""
+    """Parquet; of a CSV or JSON lines what was staged."""
     text: bool
     """Whether it was a CSV."""
     copied: tuple[str, ...]
@@ -40,6 +63,10 @@ class Source(Settings):
     """Those of them that are text made of whole numbers alone."""
     read: tuple[str, ...]
     """The columns that the model reads."""
+    constants: tuple[Constant, ...] = ()
+    """The columns that its folders give; they are not in the file."""
+    uuids: tuple[str, ...] = ()
+    """The columns of a Parquet file that are UUIDs."""
 
 
 class Span(Settings):
@@ -70,7 +97,7 @@ def look_at(
     *,
     csv: CsvFormat | None = None,
 ) -> list[Source]:
-    """What of each file is copied and what is read; CSV is staged, once, in ``work``.
+    """What of each file is copied and what is read; CSV and JSON lines are staged, once, in ``work``.
 
     Args:
         package: whose columns are read.
@@ -78,20 +105,29 @@ def look_at(
         keep: columns to copy beside the keys.
         taken: names that the output uses itself.
         work: a folder that a resumed job finds again.
-        progress: is told of CSV, which takes a while.
-        csv: how CSV is written; None: as the training data's.
+        progress: is told of files that are staged, which takes a while.
+        csv: how CSV is written; None: as the training data's. JSON lines are UTF-8, unless its encoding is another one
+            than the training data's, or these were JSON lines too.
 
     Raises:
         UserError: a column to keep that a file lacks or that is called like one of the output's; a file with none of
-            the columns that the model reads; lines of a CSV without the header's fields.
+            the columns that the model reads; lines that are no rows, or not in the file's encoding.
     """
     csv = csv or csv_format(package)
-    return [
-        _plain(package, name, path, keep, taken)
-        if is_parquet(path)
-        else _staged(package, name, path, keep, taken, work / f"{number:05}", csv, progress)
-        for number, (name, path) in enumerate(files.items())
-    ]
+    given = partitions(files, "--input")
+    found = []
+    for number, (name, path) in enumerate(files.items()):
+        constants = tuple(
+            Constant(name=column, text=one.texts[name], dtype=str(one.dtype))  # type: ignore[arg-type]
+            for column, one in given.items()
+            if name in one.texts
+        )
+        if kind_of(path, "--input") == "Parquet":
+            found.append(_plain(package, name, path, keep, taken, constants))
+        else:
+            folder = work / f"{number:05}"
+            found.append(_staged(package, name, path, keep, taken, folder, csv, progress, constants))
+    return found
 
 
 def csv_format(package: Package) -> CsvFormat:
@@ -99,13 +135,26 @@ def csv_format(package: Package) -> CsvFormat:
     return CsvFormat() if package.reading is None else package.reading.csv
 
 
-def _plain(package: Package, name: str, path: Path, keep: Sequence[str], taken: Sequence[str]) -> Source:
+def _plain(
+    package: Package,
+    name: str,
+    path: Path,
+    keep: Sequence[str],
+    taken: Sequence[str],
+    constants: tuple[Constant, ...],
+) -> Source:
     try:
-        present = pl.scan_parquet(path, glob=False).collect_schema().names()
-    except pl.exceptions.PolarsError as error:
+        present = pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema().names()
+        uuids = tuple(uuid_columns(path))
+    except (pl.exceptions.PolarsError, pa.ArrowException) as error:
         raise UserError(f"{name}: this is a damaged Parquet file ({str(error).splitlines()[0]})") from error
-    copied, read = _chosen(package, name, present, keep, taken)
-    return Source(name=name, path=path.absolute(), text=False, copied=copied, read=read)
+    clash = next((one.name for one in constants if one.name in present), None)
+    if clash is not None:
+        raise UserError(f"{name}: it has a column {clash!r}, and its folder gives one too; rename the folder")
+    copied, read = _chosen(package, name, [*present, *(one.name for one in constants)], keep, taken)
+    return Source(
+        name=name, path=path.absolute(), text=False, copied=copied, read=read, constants=constants, uuids=uuids
+    )
 
 
 def _staged(
@@ -117,10 +166,14 @@ def _staged(
     folder: Path,
     csv: CsvFormat,
     progress: Progress,
+    constants: tuple[Constant, ...],
 ) -> Source:
     if (folder / "source.json").is_file():
         return Source.model_validate_json((folder / "source.json").read_text())
-    progress.say(f"{name}: reading CSV")
+    kind = kind_of(path, "--input")
+    progress.say(f"{name}: reading {kind}")
+    known = kind == "CSV" or csv.encoding != csv_format(package).encoding
+    known = known or (package.reading is not None and package.reading.source == "jsonl")
     unfinished = folder.with_suffix(".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     raw = scan(
@@ -128,7 +181,7 @@ def _staged(
         "--input",
         unfinished,
         separator=csv.separator,
-        encoding=csv.encoding,
+        encoding=csv.encoding if known else "utf-8",
         missing=csv.missing,
         quote=csv.quote,
     )
@@ -142,8 +195,16 @@ def _staged(
         raise undecodable_error(raw.undecodable[0], "--input")
     copied, read = _chosen(package, name, raw.frame.collect_schema().names(), keep, taken)
     staged = next(unfinished.glob("*.parquet")).name
-    whole = _whole(raw.frame, copied)
-    source = Source(name=name, path=folder.absolute() / staged, text=True, copied=copied, whole=whole, read=read)
+    given = {one.name for one in constants}
+    source = Source(
+        name=name,
+        path=folder.absolute() / staged,
+        text=raw.text,
+        copied=copied,
+        whole=_whole(raw.frame, [column for column in copied if column not in given]) if raw.text else (),
+        read=read,
+        constants=constants,
+    )
     (unfinished / "source.json").write_text(source.model_dump_json())
     unfinished.rename(folder)
     return source
@@ -220,7 +281,10 @@ def cut(sources: Sequence[Source], rows_per_piece: int) -> list[Piece]:
 def _kind(source: Source) -> tuple[tuple[str, str], ...]:
     """Name and type of what is copied."""
     schema = pq.read_schema(source.path)
-    return tuple((name, "int64" if name in source.whole else str(schema.field(name).type)) for name in source.copied)
+    types = {name: str(schema.field(name).type) for name in schema.names}
+    types |= {one.name: one.dtype for one in source.constants}
+    types |= {**dict.fromkeys(source.whole, "int64"), **dict.fromkeys(source.uuids, "string")}
+    return tuple((name, types[name]) for name in source.copied)
 
 
 def frames(
@@ -233,23 +297,36 @@ def frames(
     """
     for span in piece.spans:
         source = sources[span.source]
+        types = package.statistics.columns
         keys, features = [pl.col(column) for column in source.copied], [pl.col(column) for column in source.read]
         if source.text:
             keys = [pl.col(name).cast(pl.Int64) if name in source.whole else pl.col(name) for name in source.copied]
         if source.text and package.reading is None:
-            types = package.statistics.columns
-            features = [_typed(column, types.get(column, "String")) for column in source.read]
-        columns = list(dict.fromkeys([*source.copied, *source.read]))
+            features = [_typed(pl.col(column), types.get(column, "String")).alias(column) for column in source.read]
+        given = {one.name: one for one in source.constants}
+        keys = [_constant(name, "key") if name in given else key for name, key in zip(source.copied, keys, strict=True)]
+        features = [
+            _constant(name, "read") if name in given else read for name, read in zip(source.read, features, strict=True)
+        ]
+        added = [uuid_text(name) for name in source.uuids if name in (*source.copied, *source.read)]
+        for one in source.constants:
+            trained = types.get(one.name, "String")
+            value = one.expression(trained)
+            if trained != one.dtype and package.reading is None:
+                value = _typed(value, trained)
+            added += [one.expression(one.dtype).alias(f"key:{one.name}"), value.alias(f"read:{one.name}")]
+        columns = [name for name in dict.fromkeys([*source.copied, *source.read]) if name not in given]
+        columns = columns or pq.read_schema(source.path).names[:1]  # which says how many rows there are
         try:
             with pq.ParquetFile(source.path) as file:
                 if span.first == span.stop:
-                    empty = _from_arrow(file.schema_arrow.empty_table().select(columns))
+                    empty = _from_arrow(file.schema_arrow.empty_table().select(columns)).with_columns(added)
                     yield source.name, empty.select(keys), empty.select(features)
                     continue
                 for batch in file.iter_batches(
                     batch_size=batch_rows, row_groups=range(span.first, span.stop), columns=columns, use_threads=False
                 ):
-                    frame = _from_arrow(batch)
+                    frame = _from_arrow(batch).with_columns(added)
                     yield source.name, frame.select(keys), frame.select(features)
         except (OSError, pa.ArrowException) as error:
             raise RunError(f"{source.name}: cannot be read ({str(error).splitlines()[0]})") from error
@@ -261,22 +338,25 @@ def _from_arrow(batch: pa.RecordBatch | pa.Table) -> pl.DataFrame:
     return frame
 
 
-def _typed(name: str, dtype: str) -> pl.Expr:
+def _constant(name: str, use: str) -> pl.Expr:
+    return pl.col(f"{use}:{name}").alias(name)
+
+
+def _typed(text: pl.Expr, dtype: str) -> pl.Expr:
     """A CSV's text as what the training data had, for a package of format 1, which does not record how they were read.
 
     Args:
-        name: the column.
+        text: the column.
         dtype: its type in training, as Polars writes it. A value that is no number in a column of numbers stays text:
             an unseen id, or a missing number.
     """
-    text = pl.col(name)
     if dtype.startswith(("Int", "UInt", "Float", "Decimal")):
         value = text.str.strip_chars()
         as_float = canonical(value.cast(pl.Float64, strict=False), pl.Float64())
-        return pl.coalesce(value.cast(pl.Int64, strict=False).cast(pl.String), as_float, text).alias(name)
+        return pl.coalesce(value.cast(pl.Int64, strict=False).cast(pl.String), as_float, text)
     if dtype == "Boolean":
         lower = text.str.strip_chars().str.to_lowercase()
-        return pl.when(lower.is_in(["true", "false"])).then(lower).otherwise(text).alias(name)
+        return pl.when(lower.is_in(["true", "false"])).then(lower).otherwise(text)
     if dtype == "Date" or dtype.startswith("Datetime"):
-        return time_expression(text, pl.String(), "iso", "UTC", f"column {name}").alias(name)
+        return time_expression(text, pl.String(), "iso", "UTC", "a column")
     return text

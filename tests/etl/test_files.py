@@ -1,4 +1,4 @@
-"""Files found and read: kinds, compression, encodings, folders' columns, rows' origins; one sentence for what cannot be."""
+"""Files found and read: kinds, compression, encodings, columns of folders, origins of rows, and what cannot be read."""
 
 import bz2
 import gzip
@@ -87,10 +87,7 @@ def test_a_cut_off_file_is_named(tmp_path: Path, compression: str, name: str) ->
         (b"a,a\n1,2\n", r"a.csv names the column\(s\) a twice"),
         (b'a,b\n1,2\n"3,4\n5,6\n', "a.csv, row 2: a quote is opened and never closed"),
         (b'a,b\n1,2\n3,"4\n5,6\n', "a.csv, row 2: a quote is opened and never closed"),
-        (
-            b'a,b\n1,"2' + b"\n5,6" * 5_000_000,
-            "a.csv cannot be read as CSV: a row is longer than 16 MiB; is there a quote",
-        ),
+        (b'a,b\n1,"2' + b"\n5,6" * 5_000_000, r"a\.csv.* a quote (is opened and|that is) never closed"),
     ],
 )
 def test_what_is_no_table_is_named(tmp_path: Path, content: bytes, match: str) -> None:
@@ -157,7 +154,7 @@ def test_undeclared_wide_text_is_one_sentence(tmp_path: Path, encoding: str, whe
 
 def test_text_that_is_not_wide_is_not_read_as_such(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.csv", "city,n\nUlm,1\n")
-    with pytest.raises(UserError, match="a.csv is no utf-16 text; set `encoding: utf-8`"):
+    with pytest.raises(UserError, match=r"a\.csv is no utf-16 text; set `encoding: utf-8`"):
         scan({"a.csv": path}, "x", tmp_path / "work", encoding="utf-16")
 
 
@@ -261,7 +258,7 @@ def test_another_quote_encloses_fields(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.csv", "a,b\n'1,5',\"\n")
     assert _read(tmp_path, path, quote="'").rows() == [("1,5", '"')]
     bare = _write(tmp_path / "b.csv", "a,b\n'1,\"\n")
-    assert _read(tmp_path, bare, quote=None).rows() == [("'1", '"')]
+    assert _read(tmp_path, bare, quote=False).rows() == [("'1", '"')]
 
 
 # Folders' columns
@@ -302,7 +299,7 @@ def test_folders_give_typed_columns(tmp_path: Path, suffix: str) -> None:
 def test_a_folder_named_like_a_column_is_refused(tmp_path: Path) -> None:
     root = _partitioned(tmp_path, {"a=1": "5"})
     for reading in (lambda: header(root / "a=1/part.csv", "x"), lambda: _read(tmp_path, root / "a=1" / "part.csv")):
-        with pytest.raises(UserError, match="part.csv has a column 'a', and its folder gives one too; rename"):
+        with pytest.raises(UserError, match=r"part\.csv has a column 'a', and its folder gives one too; rename"):
             reading()
 
 

@@ -201,7 +201,7 @@ def _ingest(name: str, file: _File, path: Path, work: Path, progress: Progress, 
         separator=separator,
         encoding=file.encoding,
         names=None if file.header else file.columns,
-        quote='"' if file.header else None,
+        quote=file.header,
     )
 
 
