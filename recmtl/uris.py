@@ -75,7 +75,7 @@ def keep_secret(uri: str) -> None:
     if scheme is None or scheme.group().lower().partition("+")[0] in _LOCAL:
         return
     rest = uri[scheme.end() + 3 :]
-    found = set()
+    found: set[str] = set()
     user, at, _ = rest.rpartition("@")
     if at:
         name, colon, password = user.partition(":")

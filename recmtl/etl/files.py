@@ -156,7 +156,7 @@ def header(
     *,
     separator: str = ",",
     encoding: str = "utf8",
-    quote: str | None = '"',
+    quote: str | bool = True,
 ) -> list[str]:
     """The columns' names of a file, or of a log's files, those of their folders included.
 
@@ -383,7 +383,7 @@ def _first_line(error: Exception) -> str:
 
 def undecodable_error(found: Undecodable, where: str) -> UserError:
     """The refusal of a file with bytes that are not in its encoding, for a place where no row may be left out."""
-    others = f", and {found.count - 1:,} more places are not" if found.count > 1 else ""
+    others = f", and {found.places - 1:,} more places are not" if found.places > 1 else ""
     return UserError(
         f"{where}: {found.file}, line {found.line}: this is not {found.encoding} text{others}; "
         f"try {encoding_setting(where, found.advice)}"

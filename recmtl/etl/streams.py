@@ -70,7 +70,7 @@ class Undecodable(NamedTuple):
     """The file, as the user wrote it."""
     line: int
     """The first line that has some, from 1."""
-    count: int
+    places: int
     """How many places have some."""
     encoding: str
     """The encoding that the file was read in."""

@@ -170,7 +170,7 @@ def test_bytes_that_are_no_text_are_told_and_never_lost(tmp_path: Path) -> None:
     assert raw.frame.collect()["city"].to_list() == ["Ulm", "Z\ufffdrich", "K\ufffdln"]
     assert raw.malformed == ()
     [found] = raw.undecodable
-    assert (found.file, found.line, found.count, found.encoding, found.advice) == ("a.csv", 3, 2, "utf-8", "cp1252")
+    assert (found.file, found.line, found.places, found.encoding, found.advice) == ("a.csv", 3, 2, "utf-8", "cp1252")
     error = raw_files.undecodable_error(found, "--input")
     assert "a.csv, line 3" in str(error)
     assert "`--encoding cp1252`" in str(error)
