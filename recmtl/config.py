@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 import types
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -21,6 +21,7 @@ from recmtl.errors import UserError
 from recmtl.etl.days import DailyConfig
 from recmtl.etl.prepare import DataConfig
 from recmtl.evaluation.config import EvaluationConfig
+from recmtl.expansion import ExpandedPath
 from recmtl.model import ModelConfig
 from recmtl.schema import Feature, Schema
 from recmtl.settings import Name, Settings
@@ -28,6 +29,8 @@ from recmtl.tasks import Task, Tasks
 from recmtl.tracking.base import TrackingConfig
 from recmtl.tracking.registry import RegistryConfig
 from recmtl.training import TrainingConfig
+from recmtl.uris import redact
+from recmtl.yaml_text import parse_yaml, read_yaml
 
 __all__ = ["RunConfig", "json_schema", "load_config", "parse_config"]
 
@@ -39,7 +42,7 @@ class RunConfig(Settings):
 
     name: Name
     """What the run is called: its default folder is runs/NAME."""
-    output: Path | None = None
+    output: ExpandedPath | None = None
     """The run's folder; `--output` replaces it. By default runs/NAME."""
     data: DataConfig
     """Where the logs are, how they are split, where the prepared rows go."""
@@ -122,7 +125,7 @@ def _known_tasks(where: str, names: Mapping[str, object], tasks: Tasks) -> None:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's YAML.
+    """Read a run's YAML, or JSON.
 
     Args:
         path: the file.
@@ -130,20 +133,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             from 0 (``features.user_id.embedding_dim=32``).
 
     Raises:
-        UserError: no such file, no YAML, an unknown or wrong field (with the nearest known name).
+        UserError: no such file, no YAML (:mod:`recmtl.yaml_text` says what is read), an unknown or wrong field (with
+            the nearest known name).
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"{path}: cannot read this config: {reason}") from error
-    try:
-        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that also refuses duplicate keys
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
-        raise UserError(f"{where}: this is not YAML: {getattr(error, 'problem', None) or error}") from error
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: a config is a mapping that begins with `name:`; this file holds none")
     for override in overrides:
@@ -168,30 +162,13 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()}
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice instead of keeping the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                problem = f"the key {key!r} stands twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
 def _override(data: dict[str, Any], override: str) -> None:
     """Set one dotted path in plain config data, in place."""
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
         raise UserError(f"--set {override}: expected a.b.c=value")
-    try:
-        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - as above
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML") from error
+    value = parse_yaml(text, f"--set {dotted.strip()}")
     here: Any = data
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
@@ -262,7 +239,7 @@ def _placed(message: str, path: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = redact(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -11,7 +11,7 @@ or TASK_given_PARENT, as in :mod:`recmtl.evaluation.evaluate`. A number that is 
 from pathlib import Path
 from typing import Any, Literal
 
-from recmtl.settings import Settings
+from recmtl.settings import Record
 
 __all__ = [
     "About",
@@ -47,7 +47,7 @@ __all__ = [
 FORMAT = 1
 
 
-class Figure(Settings):
+class Figure(Record):
     """A number with its interval."""
 
     value: float | None = None
@@ -65,7 +65,7 @@ class Difference(Figure):
     """Corrected over the tasks (Holm 1979)."""
 
 
-class FigureRow(Settings):
+class FigureRow(Record):
     """A metric of a target, for every system."""
 
     target: str
@@ -88,7 +88,7 @@ class FigureRow(Settings):
     """What made the interval, for a person: "Poisson bootstrap over users, 1000 draws"."""
 
 
-class Curve(Settings):
+class Curve(Record):
     """A line of a chart."""
 
     kind: Literal["calibration", "roc", "pr", "lift"]
@@ -104,7 +104,7 @@ class Curve(Settings):
     """Rows of each bin."""
 
 
-class SliceRow(Settings):
+class SliceRow(Record):
     """The metrics of a target on a part of the rows."""
 
     slice: str
@@ -123,7 +123,7 @@ class SliceRow(Settings):
     """Other system → metric → the model less it."""
 
 
-class RankingRow(Settings):
+class RankingRow(Record):
     """How well the rows of each group (a request, a user) are ranked, for one objective."""
 
     by: Literal["request", "user"]
@@ -140,7 +140,7 @@ class RankingRow(Settings):
     differences: dict[str, Difference] = {}
 
 
-class Coverage(Settings):
+class Coverage(Record):
     """What a system ranks first, by items."""
 
     system: str
@@ -157,7 +157,7 @@ class Coverage(Settings):
     """Mean share of train's items that are no more popular than the item: 1 is the most popular one."""
 
 
-class Calibration(Settings):
+class Calibration(Record):
     """What a fitted calibration does, on rows that it was not fitted on."""
 
     target: str
@@ -174,7 +174,7 @@ class Calibration(Settings):
     """The split that the figures are of, where nothing was fitted on it; None: they are of the folds."""
 
 
-class Gate(Settings):
+class Gate(Record):
     """How much of each expert a task takes, on average, in a part of the rows."""
 
     layer: str
@@ -191,7 +191,7 @@ class Gate(Settings):
     """Mean entropy of a row's gate over its highest possible: 0 one expert alone, 1 all alike."""
 
 
-class Expert(Settings):
+class Expert(Record):
     """An expert that deserves a word."""
 
     layer: str
@@ -205,7 +205,7 @@ class Expert(Settings):
     """Of its outputs to that expert's (linear CKA, 0 to 1)."""
 
 
-class Importance(Settings):
+class Importance(Record):
     """What a feature contributes to a target."""
 
     target: str
@@ -218,7 +218,7 @@ class Importance(Settings):
     """Of the permutation: auc, rmse …; of the gradients: ``attribution``."""
 
 
-class Conflict(Settings):
+class Conflict(Record):
     """How two tasks' gradients lie to each other while training."""
 
     one: str
@@ -230,7 +230,7 @@ class Conflict(Settings):
     """Share of the logged steps with a negative cosine."""
 
 
-class Coherence(Settings):
+class Coherence(Record):
     """Something that cannot be, and how often it is."""
 
     kind: Literal["prediction", "label"]
@@ -242,7 +242,7 @@ class Coherence(Settings):
     share: float | None
 
 
-class FusionPoint(Settings):
+class FusionPoint(Record):
     """One choice of a formula's weights."""
 
     weights: dict[str, float]
@@ -253,7 +253,7 @@ class FusionPoint(Settings):
     chosen: bool = False
 
 
-class Fusion(Settings):
+class Fusion(Record):
     """The search for the weights of a fused score."""
 
     formula: str
@@ -265,7 +265,7 @@ class Fusion(Settings):
     """As chosen."""
 
 
-class FeatureDrift(Settings):
+class FeatureDrift(Record):
     """A feature in the evaluated rows against what the model's own training saw."""
 
     feature: str
@@ -278,7 +278,7 @@ class FeatureDrift(Settings):
     missing_now: float | None = None
 
 
-class LabelDrift(Settings):
+class LabelDrift(Record):
     """A target's mean label."""
 
     target: str
@@ -288,7 +288,7 @@ class LabelDrift(Settings):
     observed_now: int
 
 
-class Drift(Settings):
+class Drift(Record):
     """The prepared data against the data that a model was trained on."""
 
     against: str
@@ -300,7 +300,7 @@ class Drift(Settings):
     labels: tuple[LabelDrift, ...] = ()
 
 
-class Guard(Settings):
+class Guard(Record):
     """A check of the protocol."""
 
     name: str
@@ -312,7 +312,7 @@ class Guard(Settings):
     """Why it is allowed, in the config's words."""
 
 
-class Check(Settings):
+class Check(Record):
     """A check of the registry's gate."""
 
     name: str
@@ -331,7 +331,7 @@ class Check(Settings):
     bound: float | None = None
 
 
-class Verdict(Settings):
+class Verdict(Record):
     """What follows from all this."""
 
     decision: Literal["promote", "refuse", "not judged"]
@@ -343,7 +343,7 @@ class Verdict(Settings):
     """The reason that somebody gave for promoting all the same."""
 
 
-class Epoch(Settings):
+class Epoch(Record):
     """A point of the training curves."""
 
     epoch: int | None = None
@@ -354,7 +354,7 @@ class Epoch(Settings):
     """Target → metric → value."""
 
 
-class DataCard(Settings):
+class DataCard(Record):
     """What the rows are."""
 
     name: str
@@ -375,7 +375,7 @@ class DataCard(Settings):
     warnings: tuple[str, ...] = ()
 
 
-class Cost(Settings):
+class Cost(Record):
     """What it took."""
 
     seconds: dict[str, float] = {}
@@ -391,7 +391,7 @@ class Cost(Settings):
     epochs: int | None = None
 
 
-class About(Settings):
+class About(Record):
     """Where the report is from."""
 
     name: str
@@ -409,7 +409,7 @@ class About(Settings):
     confidence: float = 0.95
 
 
-class Report(Settings):
+class Report(Record):
     """All of it."""
 
     format: int = FORMAT

@@ -15,6 +15,7 @@ encodes raw rows as training did and predicts. Neither TorchRec nor FBGEMM is ne
 Names in ``hashes.json`` may not leave the folder, and every file must be listed: nothing is read before that holds.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -814,6 +815,6 @@ def recover_package(folder: Path) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     """What :func:`replacing` left behind when it was killed."""
-    for path in folder.absolute().parent.glob(f".{folder.name}.*"):
+    for path in folder.absolute().parent.glob(f".{glob.escape(folder.name)}.*"):
         if re.fullmatch(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.(tmp|old)", path.name):
             shutil.rmtree(path)

@@ -9,15 +9,24 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-__all__ = ["Name", "Settings"]
+__all__ = ["Name", "Record", "Settings"]
 
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 
 class Settings(BaseModel):
-    """A config class: refuses unknown keys, is immutable, and documents its fields by the docstrings under them."""
+    """A config class: refuses unknown keys and numbers that are not finite, is immutable, and documents its fields by
+    the docstrings under them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class Record(Settings):
+    """A class of the same kind for what recmtl measures itself, which may be infinite or undefined."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
 
 def _check_name(name: str) -> str:

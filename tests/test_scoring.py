@@ -1,16 +1,22 @@
 """Scoring files: parts, CSV as Parquet, the same bytes by any number of processes, resumed after a kill, the best k."""
 
+import gzip
 import hashlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import uuid
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
@@ -19,6 +25,7 @@ from recmtl.errors import RunError, UserError
 from recmtl.fusion import Fusion
 from recmtl.package import Package, load_package, with_calibration, with_fusion
 from recmtl.progress import Silent
+from recmtl.reading import CsvFormat
 from recmtl.scoring import predict_files
 
 ROWS = pl.DataFrame(
@@ -58,6 +65,82 @@ def test_parquet_in_parts(package: Package, tmp_path: Path) -> None:
     np.testing.assert_allclose(
         frame.select(package.prediction_columns).to_numpy(), package.predict(rows).to_numpy(), rtol=1e-6, atol=1e-6
     )
+
+
+def _scored(package: Package, tmp_path: Path, pattern: str, **arguments: Any) -> pl.DataFrame:
+    out = tmp_path / "scored"
+    predict_files(package, str(tmp_path / pattern), out, overwrite=True, progress=Silent(), **arguments)
+    return pl.concat([pl.read_parquet(part) for part in sorted(out.glob("part-*.parquet"))])
+
+
+def test_json_lines_give_what_parquet_gives(package: Package, tmp_path: Path) -> None:
+    lines = [
+        json.dumps({key: value for key, value in row.items() if value is not None}) + "\n"
+        for row in ROWS.iter_rows(named=True)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(lines[:3]))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[3:]).encode()))
+    found = _scored(package, tmp_path, "*.jsonl*", extra_keys=["unread"])
+    np.testing.assert_allclose(
+        found.select(package.prediction_columns).to_numpy(), package.predict(ROWS).to_numpy(), rtol=1e-6, atol=1e-6
+    )
+    assert found["user_id"].to_list() == ROWS["user_id"].to_list()
+    assert found["unread"].to_list() == ROWS["unread"].to_list()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
+def test_the_columns_of_folders_are_scored(package: Package, tmp_path: Path, suffix: str) -> None:
+    rows = ROWS.drop("likes", "content").drop_nulls(["item_id"]).with_columns(user_id=pl.lit(2), item_id=pl.lit("b"))
+    folder = tmp_path / "log" / "user_id=2" / "item_id=b" / "time=2024-01-01" / "day=2024-01-01"
+    folder.mkdir(parents=True)
+    given = rows.drop("user_id", "item_id", "time")
+    match suffix:
+        case "csv":
+            given.write_csv(folder / "a.csv")
+        case "jsonl":
+            given.write_ndjson(folder / "a.jsonl")
+        case _:
+            given.write_parquet(folder / "a.parquet", row_group_size=2)
+    found = _scored(package, tmp_path, f"log/**/*.{suffix}", extra_keys=["day"], batch_rows=3)
+    np.testing.assert_allclose(
+        found.select(package.prediction_columns).to_numpy(), package.predict(rows).to_numpy(), rtol=1e-6, atol=1e-6
+    )
+    assert found["user_id"].to_list() == [2] * len(rows)
+    assert found["item_id"].to_list() == ["b"] * len(rows)
+    assert found["day"].to_list() == [date(2024, 1, 1)] * len(rows)
+
+
+def test_a_folder_may_hold_all_that_the_model_reads(package: Package, tmp_path: Path) -> None:
+    folder = tmp_path / "user_id=2"
+    folder.mkdir()
+    pl.DataFrame({"other": [1, 2, 3]}).write_parquet(folder / "a.parquet")
+    found = _scored(package, tmp_path, "user_id=2/a.parquet")
+    expected = package.predict(pl.DataFrame({"user_id": [2] * 3})).to_numpy()
+    np.testing.assert_allclose(found.select(package.prediction_columns).to_numpy(), expected, rtol=1e-6, atol=1e-6)
+    pl.DataFrame({"user_id": [1]}).write_parquet(folder / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet: it has a column 'user_id', and its folder gives one too"):
+        _scored(package, tmp_path, "user_id=2/b.parquet")
+
+
+def test_a_file_that_is_not_in_its_encoding_is_refused(package: Package, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("user_id,item_id\n1,a\n2,Zürich\n".encode("cp1252"))
+    with pytest.raises(UserError, match=r"a\.csv, line 3: this is not utf-8 text; try `--encoding cp1252`"):
+        _scored(package, tmp_path, "a.csv")
+    (tmp_path / "b.csv").write_text("user_id,item_id\n1,a\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"b\.csv is UTF-16 text and is read as utf-8; set `--encoding utf-16`"):
+        _scored(package, tmp_path, "b.csv")
+    wide = CsvFormat(encoding="utf-16")
+    assert _scored(package, tmp_path, "b.csv", csv=wide)["item_id"].to_list() == ["a"]
+    (tmp_path / "c.jsonl").write_bytes(b'{"user_id": 1, "item_id": "a"}\nno\n')
+    with pytest.raises(UserError, match=r"c\.jsonl: 1 lines cannot be scored; the first is row 2 \(it is no JSON"):
+        _scored(package, tmp_path, "c.jsonl")
+
+
+def test_uuids_are_text(package: Package, tmp_path: Path) -> None:
+    key = uuid.uuid4()
+    table = pa.table({"user_id": pa.array([key.bytes, None], pa.uuid()), "age": [1, 2]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert _scored(package, tmp_path, "a.parquet")["user_id"].to_list() == [str(key), None]
 
 
 def test_csv_gives_what_parquet_gives(package: Package, tmp_path: Path) -> None:
@@ -214,6 +297,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from recmtl.package import load_package
 from recmtl.progress import Silent
+from recmtl.reading import CsvFormat
 from recmtl.scoring import predict_files
 
 class Deadly(Silent):

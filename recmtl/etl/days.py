@@ -73,6 +73,7 @@ from recmtl.etl.sources.event_log import (
 )
 from recmtl.etl.sources.synthetic import SyntheticConfig, default_features, event_log_config, write_logs
 from recmtl.etl.validate import TimeUnit, Uses
+from recmtl.expansion import ExpandedPath
 from recmtl.locks import held
 from recmtl.manifest import Columns, Manifest, file_hash
 from recmtl.progress import Progress
@@ -112,7 +113,7 @@ class DailyConfig(Settings):
     """Draws the held-out users."""
     timezone: TimeZone = "UTC"
     """Where a day begins and ends."""
-    store: Path | None = None
+    store: ExpandedPath | None = None
     """The folder of the days; by default data/days/NAME."""
     warm_start: bool = True
     """Whether training begins at the champion's values."""
@@ -132,7 +133,7 @@ class DailyConfig(Settings):
     trained on. An earlier one than the day where the champion's config held the same rows out."""
     judge_from: Date | None = None
     """The same with the champion's in sight: held-out rows of days before it are in no split."""
-    moments: Path | None = None
+    moments: ExpandedPath | None = None
     """The statistics by whose means and deviations numbers are standardised, as long as they fit: the champion's, so
     that a warm start computes what the champion does."""
 

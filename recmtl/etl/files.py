@@ -71,6 +71,8 @@ _GLOB = re.compile(r"[*?\[]")
 class Raw:
     """A log's raw rows."""
 
+    kind: FileKind
+    """What the files are."""
     frame: pl.LazyFrame
     """The files one after the other in their order, all columns, those of CSV as text; empty texts are null there."""
     text: bool
@@ -154,7 +156,7 @@ def header(
     *,
     separator: str = ",",
     encoding: str = "utf8",
-    quote: str | None = '"',
+    quote: str | bool = True,
 ) -> list[str]:
     """The columns' names of a file, or of a log's files, those of their folders included.
 
@@ -170,12 +172,16 @@ def header(
     if kind == "Parquet":
         names = _scan_parquet(first, where).collect_schema().names()
     elif kind == "CSV":
-        names = _header_of(first, name, where, separator, encoding, quote)
+        names = _header_of(first, name, where, separator, encoding, _quote(quote))
     else:
         names = json_lines.column_names(files, where, encoding)
     added = list(partitions(files, where))
     _refuse_clash(names, added, name, where)
     return [*names, *added]
+
+
+def _quote(quote: str | bool) -> str | None:
+    return ('"' if quote else None) if isinstance(quote, bool) else quote
 
 
 def _refuse_clash(names: Sequence[str], added: Sequence[str], file: str, where: str) -> None:
@@ -195,7 +201,7 @@ def scan(
     encoding: str = "utf8",
     missing: Sequence[str] = MISSING_TEXTS,
     names: Sequence[str] | None = None,
-    quote: str | None = '"',
+    quote: str | bool = True,
     tags: Mapping[str, str] | None = None,
     provenance: bool = False,
 ) -> Raw:
@@ -206,7 +212,8 @@ def scan(
             lack keys. CSV and JSON lines may be compressed (gzip, bz2, zstd, xz, lz4, seen by the first bytes).
         where: the setting's name, for errors.
         work: a folder of its own, where CSV is staged as Parquet of text, and JSON lines as Parquet.
-        separator, quote: how the CSV is written; ``quote`` encloses fields, None: nothing does.
+        separator: of the CSV, between fields.
+        quote: of the CSV, the character that encloses fields; True: double quotes do; False: nothing does.
         encoding: how CSV and JSON lines are encoded.
         missing: texts that stand for a missing value in CSV.
         names: the columns' names, for CSV files without a header line.
@@ -230,12 +237,13 @@ def scan(
     malformed: list[Malformed] = []
     undecodable: list[Undecodable] = []
     row_column = FILE_ROW if provenance else None
+    quoted = _quote(quote)
     if kinds[first] == "Parquet":
         frames = {name: _scan_parquet(path, where, row_column) for name, path in files.items()}
     elif kinds[first] == "CSV":
         for name, path in files.items():
             undecodable += _stage_text(
-                path, name, staged[name], where, separator, encoding, missing, names, quote, malformed, row_column
+                path, name, staged[name], where, separator, encoding, missing, names, quoted, malformed, row_column
             )
         frames = {name: pl.scan_parquet(out, glob=False) for name, out in staged.items()}
     else:
@@ -254,7 +262,7 @@ def scan(
         frame.collect_schema()
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{where}: {_clash(frames)}; write it with one type") from error
-    return Raw(frame, kinds[first] == "CSV", tuple(undecodable), tuple(malformed))
+    return Raw(kinds[first], frame, kinds[first] == "CSV", tuple(undecodable), tuple(malformed))
 
 
 def _with_constants(
@@ -375,9 +383,10 @@ def _first_line(error: Exception) -> str:
 
 def undecodable_error(found: Undecodable, where: str) -> UserError:
     """The refusal of a file with bytes that are not in its encoding, for a place where no row may be left out."""
+    others = f", and {found.places - 1:,} more places are not" if found.places > 1 else ""
     return UserError(
-        f"{where}: {found.file}, line {found.line}: this is not {found.encoding} text (nor are {found.places - 1:,} "
-        f"other places); try {encoding_setting(where, found.advice)}"
+        f"{where}: {found.file}, line {found.line}: this is not {found.encoding} text{others}; "
+        f"try {encoding_setting(where, found.advice)}"
     )
 
 

@@ -53,7 +53,7 @@ class Ingested:
     units: Mapping[str, TimeUnit] = field(default_factory=dict)
     """Column of times → how they are written."""
     kind: str = "parquet"
-    """What the files are: csv or parquet."""
+    """What the files are: csv, parquet or jsonl."""
     filtered: int = 0
     """Rows that the log's condition leaves out; they are neither kept nor rejected."""
     condition_unread: Mapping[str, Unread] = field(default_factory=dict)
@@ -82,7 +82,7 @@ def ingest(
     encoding: str = "utf8",
     missing: Sequence[str] = raw_files.MISSING_TEXTS,
     names: Sequence[str] | None = None,
-    quote: str | None = '"',
+    quote: str | bool = True,
     tags: Mapping[str, str] | None = None,
     condition: str | None = None,
     amounts: Sequence[str] = (),
@@ -197,7 +197,7 @@ def ingest(
         warnings,
         {column: values for column, values in unread.items() if column not in dropped},
         typing.units,
-        "csv" if raw.text else "parquet",
+        {"CSV": "csv", "Parquet": "parquet", "JSON lines": "jsonl"}[raw.kind],
         filtered,
         {column: unread[new] for column in reads if (new := rename.get(column, column)) in unread},
         negatives,

@@ -32,6 +32,7 @@ from recmtl.etl.shards import StagedPart, load_part, stage_parts, write_shard
 from recmtl.etl.sources import SOURCES, LabelledLog
 from recmtl.etl.split import SplitConfig, SplitPlan, plan_split
 from recmtl.etl.validate import Uses, number_text
+from recmtl.expansion import ExpandedPath
 from recmtl.locks import held
 from recmtl.manifest import SPLITS, Manifest, Shard, SplitSummary, TaskSummary, file_hash, inside
 from recmtl.progress import Progress
@@ -62,7 +63,7 @@ class DataConfig(Settings):
 
     source: AnySource
     """The raw data: event_log, table, kuairand, movielens or synthetic."""
-    prepared: Path | None = None
+    prepared: ExpandedPath | None = None
     """The prepared dataset's folder; by default data/prepared/NAME. It is replaced when anything changes, so it holds
     nothing else."""
     split: SplitConfig = SplitConfig()

@@ -299,7 +299,7 @@ class _Rows:
         if not shards:
             return pl.Schema()
         try:
-            return pl.read_parquet_schema(inside(self.folder, shards[0].path))  # type: ignore[return-value]
+            return pl.scan_parquet(inside(self.folder, shards[0].path), glob=False).collect_schema()
         except (OSError, pl.exceptions.PolarsError) as error:
             raise RunError(f"{self.folder / shards[0].path}: cannot be read ({error}); prepare again") from error
 

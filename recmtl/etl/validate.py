@@ -247,7 +247,7 @@ def see_types(
             if seen.get(f"{name}/exponents"):
                 warnings.append(_of_exponents(seen, name, shown, where))
         elif name in rules.uses.labels:
-            typed = _see_label(raw, seen, name, rules.style) if text else _plain(raw, dtype)
+            typed = _see_label(raw, seen, name, rules.style) if text and dtype == pl.String else _plain(raw, dtype)
         elif dtype == pl.String and name in rules.uses.numbers:
             if seen[f"{name}/given"] and seen[f"{name}/bools"] == seen[f"{name}/given"]:
                 typed = _truth(raw)

@@ -11,6 +11,7 @@ from recmtl.evaluation.gates import GatesConfig
 from recmtl.evaluation.importance import ImportanceConfig
 from recmtl.evaluation.intervals import IntervalsConfig
 from recmtl.evaluation.ranking import RankingConfig
+from recmtl.expansion import ExpandedText
 from recmtl.settings import Settings
 
 __all__ = ["EvaluationConfig"]
@@ -20,7 +21,7 @@ class EvaluationConfig(Settings):
     """What is measured beside the metrics, and how sure of it one is. A change trains nothing anew, but for calibration
     and fusion, which travel in the package."""
 
-    champion: str = Field(default="auto", min_length=1)
+    champion: ExpandedText = Field(default="auto", min_length=1)
     """The model to compare with: a package's folder or a registry URI; auto: @champion of ``registry.model``, where
     there is one; none: no other."""
     intervals: IntervalsConfig = IntervalsConfig()

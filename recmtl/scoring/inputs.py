@@ -106,7 +106,8 @@ def look_at(
         taken: names that the output uses itself.
         work: a folder that a resumed job finds again.
         progress: is told of files that are staged, which takes a while.
-        csv: how CSV is written; None: as the training data's.
+        csv: how CSV is written; None: as the training data's. JSON lines are UTF-8, unless its encoding is another one
+            than the training data's, or these were JSON lines too.
 
     Raises:
         UserError: a column to keep that a file lacks or that is called like one of the output's; a file with none of
@@ -169,7 +170,10 @@ def _staged(
 ) -> Source:
     if (folder / "source.json").is_file():
         return Source.model_validate_json((folder / "source.json").read_text())
-    progress.say(f"{name}: reading {kind_of(path, '--input')}")
+    kind = kind_of(path, "--input")
+    progress.say(f"{name}: reading {kind}")
+    known = kind == "CSV" or csv.encoding != csv_format(package).encoding
+    known = known or (package.reading is not None and package.reading.source == "jsonl")
     unfinished = folder.with_suffix(".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     raw = scan(
@@ -177,9 +181,9 @@ def _staged(
         "--input",
         unfinished,
         separator=csv.separator,
-        encoding=csv.encoding,
+        encoding=csv.encoding if known else "utf-8",
         missing=csv.missing,
-        quote=csv.quote,
+        quote=csv.quote or False,
     )
     if raw.malformed:
         first = raw.malformed[0]
@@ -298,41 +302,34 @@ def frames(
         if source.text:
             keys = [pl.col(name).cast(pl.Int64) if name in source.whole else pl.col(name) for name in source.copied]
         if source.text and package.reading is None:
-            features = [_typed(column, types.get(column, "String")) for column in source.read]
+            features = [_typed(pl.col(column), types.get(column, "String")).alias(column) for column in source.read]
+        given = {one.name: one for one in source.constants}
+        keys = [_constant(name, "key") if name in given else key for name, key in zip(source.copied, keys, strict=True)]
+        features = [
+            _constant(name, "read") if name in given else read for name, read in zip(source.read, features, strict=True)
+        ]
+        added = [uuid_text(name) for name in source.uuids if name in (*source.copied, *source.read)]
         for one in source.constants:
-            keys = [
-                one.expression(one.dtype) if name == one.name else key
-                for name, key in zip(source.copied, keys, strict=True)
-            ]
-            constant = _constant(package, one)
-            features = [
-                constant if name == one.name else read for name, read in zip(source.read, features, strict=True)
-            ]
-        given = {one.name for one in source.constants}
+            trained = types.get(one.name, "String")
+            value = one.expression(trained)
+            if trained != one.dtype and package.reading is None:
+                value = _typed(value, trained)
+            added += [one.expression(one.dtype).alias(f"key:{one.name}"), value.alias(f"read:{one.name}")]
         columns = [name for name in dict.fromkeys([*source.copied, *source.read]) if name not in given]
-        uuids = [uuid_text(name) for name in source.uuids if name in columns]
+        columns = columns or pq.read_schema(source.path).names[:1]  # which says how many rows there are
         try:
             with pq.ParquetFile(source.path) as file:
                 if span.first == span.stop:
-                    empty = _from_arrow(file.schema_arrow.empty_table().select(columns)).with_columns(uuids)
+                    empty = _from_arrow(file.schema_arrow.empty_table().select(columns)).with_columns(added)
                     yield source.name, empty.select(keys), empty.select(features)
                     continue
                 for batch in file.iter_batches(
                     batch_size=batch_rows, row_groups=range(span.first, span.stop), columns=columns, use_threads=False
                 ):
-                    frame = _from_arrow(batch).with_columns(uuids)
+                    frame = _from_arrow(batch).with_columns(added)
                     yield source.name, frame.select(keys), frame.select(features)
         except (OSError, pa.ArrowException) as error:
             raise RunError(f"{source.name}: cannot be read ({str(error).splitlines()[0]})") from error
-
-
-def _constant(package: Package, one: Constant) -> pl.Expr:
-    """A folder's column, as text where the package knows how to read that."""
-    if package.reading is not None:
-        return pl.lit(one.text, pl.String).alias(one.name)
-    trained = package.statistics.columns.get(one.name, "String")
-    constant = one.expression(trained)
-    return constant if trained == one.dtype else _typed(one.name, trained, constant)
 
 
 def _from_arrow(batch: pa.RecordBatch | pa.Table) -> pl.DataFrame:
@@ -341,23 +338,25 @@ def _from_arrow(batch: pa.RecordBatch | pa.Table) -> pl.DataFrame:
     return frame
 
 
-def _typed(name: str, dtype: str, text: pl.Expr | None = None) -> pl.Expr:
+def _constant(name: str, use: str) -> pl.Expr:
+    return pl.col(f"{use}:{name}").alias(name)
+
+
+def _typed(text: pl.Expr, dtype: str) -> pl.Expr:
     """A CSV's text as what the training data had, for a package of format 1, which does not record how they were read.
 
     Args:
-        name: the column.
-        text: its text, where that is not the column as it stands.
+        text: the column.
         dtype: its type in training, as Polars writes it. A value that is no number in a column of numbers stays text:
             an unseen id, or a missing number.
     """
-    text = pl.col(name) if text is None else text
     if dtype.startswith(("Int", "UInt", "Float", "Decimal")):
         value = text.str.strip_chars()
         as_float = canonical(value.cast(pl.Float64, strict=False), pl.Float64())
-        return pl.coalesce(value.cast(pl.Int64, strict=False).cast(pl.String), as_float, text).alias(name)
+        return pl.coalesce(value.cast(pl.Int64, strict=False).cast(pl.String), as_float, text)
     if dtype == "Boolean":
         lower = text.str.strip_chars().str.to_lowercase()
-        return pl.when(lower.is_in(["true", "false"])).then(lower).otherwise(text).alias(name)
+        return pl.when(lower.is_in(["true", "false"])).then(lower).otherwise(text)
     if dtype == "Date" or dtype.startswith("Datetime"):
-        return time_expression(text, pl.String(), "iso", "UTC", f"column {name}").alias(name)
+        return time_expression(text, pl.String(), "iso", "UTC", "a column")
     return text

@@ -13,9 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, field_validator
 
 from recmtl.errors import UserError
+from recmtl.expansion import StoreAddress
 from recmtl.settings import Settings
 from recmtl.uris import keep_secret, redact, shown_uri
 
@@ -45,10 +46,11 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 class TrackingConfig(Settings):
     """Where the run is tracked."""
 
-    uri: str | None = Field(default=None)
+    uri: StoreAddress | None = None
     """An MLflow store: sqlite:///PATH (relative to the working directory), a server's http(s):// address, or another
     database. Left out: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db. Give a password by MLFLOW_TRACKING_USERNAME and
-    MLFLOW_TRACKING_PASSWORD; one in the address works, and is left out of everything that recmtl writes."""
+    MLFLOW_TRACKING_PASSWORD, or as ${NAME} from the environment; one in the address works. Of an address only scheme,
+    host, port and path are shown and stored."""
     experiment: str = Field(default="recmtl", min_length=1, max_length=500)
     """The MLflow experiment; made when it does not exist."""
     enabled: bool = True
@@ -62,10 +64,6 @@ class TrackingConfig(Settings):
         if uri is not None:
             _check_scheme(uri)
         return uri
-
-    @field_serializer("uri")
-    def _without_secrets(self, uri: str | None) -> str | None:
-        return None if uri is None else shown_uri(uri)
 
 
 def store_uri(uri: str | None = None) -> str:

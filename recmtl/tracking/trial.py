@@ -51,7 +51,7 @@ else:
 
     predict = load_package(Path(wish["folder"])).predict
 said = {"seconds": time.perf_counter() - began}
-rows = pl.read_parquet(wish["rows"])
+rows = pl.read_parquet(wish["rows"], glob=False)
 predict(rows).write_parquet(wish["predictions"])
 said["modules"] = sorted({name.partition(".")[0] for name in sys.modules} & set(wish["unwanted"]))
 said["latency"] = {}
@@ -94,7 +94,7 @@ def trial(package: Path, rows: pl.DataFrame, expected: pl.DataFrame, config: Pac
         said = _run(package, folder, config)
         if isinstance(said, str):
             return (_check("package loads", False, f"The package does not work in a fresh process: {said}."),)
-        predictions = pl.read_parquet(folder / "predictions.parquet")
+        predictions = pl.read_parquet(folder / "predictions.parquet", glob=False)
         took = time.perf_counter() - began
     unwanted = said["modules"]
     text = f"The package loads in a fresh process in {said['seconds']:.1f} s"

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from recmtl.distributed.plan import ShardingConfig, check_sharding
 from recmtl.errors import UserError
+from recmtl.expansion import ExpandedText
 from recmtl.metrics import METRICS
 from recmtl.settings import Settings
 from recmtl.training.optimizers import (
@@ -93,7 +94,7 @@ class TrainingConfig(Settings):
     """How both learning rates change; sparse.schedule and dense.schedule replace it."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Scale the dense gradient down to this norm where it is larger; by default never. Tables are not clipped."""
-    warm_start: str | None = None
+    warm_start: ExpandedText | None = None
     """Begin at another model's values instead of initial ones: a package's or a run's folder, models:/NAME@ALIAS, or
     `champion`, the registered model's (recmtl.training.warm says what is carried). Optimisers begin anew. By default
     the model begins at initial values."""

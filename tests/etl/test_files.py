@@ -1,4 +1,4 @@
-"""Files found and read: kinds, compression, encodings, folders' columns, rows' origins; and what cannot be read."""
+"""Files found and read: kinds, compression, encodings, columns of folders, origins of rows, and what cannot be read."""
 
 import bz2
 import gzip
@@ -258,7 +258,7 @@ def test_another_quote_encloses_fields(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.csv", "a,b\n'1,5',\"\n")
     assert _read(tmp_path, path, quote="'").rows() == [("1,5", '"')]
     bare = _write(tmp_path / "b.csv", "a,b\n'1,\"\n")
-    assert _read(tmp_path, bare, quote=None).rows() == [("'1", '"')]
+    assert _read(tmp_path, bare, quote=False).rows() == [("'1", '"')]
 
 
 # Folders' columns

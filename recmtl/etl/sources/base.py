@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonS
 
 from recmtl.etl.convert import Conventions
 from recmtl.etl.validate import ANY_USE, Uses
+from recmtl.expansion import ExpandedTexts
 from recmtl.manifest import Columns
 from recmtl.progress import Progress
 from recmtl.reading import Unread
@@ -139,8 +140,8 @@ def _check_encoding(name: str) -> str:
 Encoding = Annotated[str, AfterValidator(_check_encoding)]
 """A text encoding by its usual name."""
 
-Paths = str | tuple[str, ...]
-"""A file, a glob pattern, or a list of them; relative to the working directory."""
+Paths = ExpandedTexts
+"""A file, a glob pattern, or a list of them; relative to the working directory. ``~`` and ``${NAME}`` are expanded."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from recmtl.etl.files import find, header
 from recmtl.etl.ingest import Ingested, distinct_names, ingest, join_table, one_type, unique_key
 from recmtl.etl.sources.base import LabelledLog, Paths
 from recmtl.etl.validate import ANY_USE, ColumnType, Rules, TimeRule, Uses
+from recmtl.expansion import ExpandedPath
 from recmtl.manifest import Columns
 from recmtl.progress import Progress
 from recmtl.schema import Feature
@@ -70,7 +71,7 @@ class KuaiRandConfig(Settings):
 
     kind: Literal["kuairand"] = "kuairand"
     """This source."""
-    path: Path
+    path: ExpandedPath
     """The folder with the CSV files, or the one above its `data/`."""
     logs: Paths = "log_standard*.csv"
     """Which logs to read, as patterns inside the folder: log_random*.csv holds what was shown at random, log_*.csv is

@@ -17,6 +17,7 @@ from recmtl.etl.convert import Conventions
 from recmtl.etl.ingest import Ingested, ingest, join_table, one_type, unique_key
 from recmtl.etl.sources.base import LabelledLog
 from recmtl.etl.validate import ANY_USE, ColumnType, Rules, TimeRule, Uses
+from recmtl.expansion import ExpandedPath
 from recmtl.manifest import Columns
 from recmtl.progress import Progress
 from recmtl.schema import Feature
@@ -109,7 +110,7 @@ class MovieLensConfig(Settings):
 
     kind: Literal["movielens"] = "movielens"
     """This source."""
-    path: Path
+    path: ExpandedPath
     """The unpacked folder: with u.data, ratings.dat or ratings.csv in it."""
 
 
@@ -201,7 +202,7 @@ def _ingest(name: str, file: _File, path: Path, work: Path, progress: Progress, 
         separator=separator,
         encoding=file.encoding,
         names=None if file.header else file.columns,
-        quote='"' if file.header else None,
+        quote=file.header,
     )
 
 

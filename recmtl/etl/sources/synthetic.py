@@ -44,6 +44,7 @@ from recmtl.etl.sources.synthetic_world import (
     show,
 )
 from recmtl.etl.validate import ANY_USE, Uses
+from recmtl.expansion import ExpandedPath
 from recmtl.progress import Progress, Silent
 from recmtl.schema import Feature
 from recmtl.settings import Settings
@@ -77,7 +78,7 @@ class SyntheticConfig(WorldConfig):
 
     kind: Literal["synthetic"] = "synthetic"
     """This source."""
-    path: Path
+    path: ExpandedPath
     """The folder for the logs and the truth beside them; it is written if it does not hold these parameters' logs."""
     format: Literal["parquet", "csv"] = "parquet"
     """How the logs are written."""
