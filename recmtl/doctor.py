@@ -142,7 +142,7 @@ def _python_says(code: str) -> tuple[bool, str]:
     """Run code in a process of its own: a broken native library takes that process down, not this one."""
     try:
         done = subprocess.run(  # noqa: S603 - our own code on our own interpreter
-            [sys.executable, "-W", "ignore", "-c", code],
+            [sys.executable, "-P", "-W", "ignore", "-c", code],
             capture_output=True,
             text=True,
             timeout=_IMPORT_SECONDS,

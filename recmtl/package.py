@@ -12,7 +12,8 @@ encodes raw rows as training did and predicts. Neither TorchRec nor FBGEMM is ne
     fusion.json             what the column ``score`` is made by (recmtl.fusion); where there is one
     quantised.json          how many bits a table's values have (recmtl.features.quantised); where it is not 32
 
-Names in ``hashes.json`` may not leave the folder, and every file must be listed: nothing is read before that holds.
+These names are all that a package may hold: it is data, and no file in it is ever run. Every file must be listed in
+``hashes.json``; nothing is read before that holds.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -38,6 +39,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 import recmtl
+from recmtl.bounded import parse_json, read_bytes, read_model
 from recmtl.calibration import Calibrations
 from recmtl.errors import RunError, UserError
 from recmtl.etl.convert import RowEncoder
@@ -73,17 +75,21 @@ __all__ = [
 
 _HASHES, _ABOUT, _WEIGHTS, _CONFIG = "hashes.json", "package.json", "model.safetensors", "config.resolved.yaml"
 _CALIBRATION, _FUSION, _QUANTISED = "calibration.json", "fusion.json", "quantised.json"
+_READING, _STATISTICS = "statistics/reading.json", "statistics/statistics.json"
+_NAMES = frozenset({_ABOUT, _WEIGHTS, _CONFIG, _CALIBRATION, _FUSION, _QUANTISED, _READING, _STATISTICS})
+"""What a package's files may be called, beside ``hashes.json`` and the vocabularies."""
+_VOCABULARY = re.compile(r"statistics/vocabulary/[A-Za-z_][A-Za-z0-9_]*\.parquet")
 _FORMAT = 2
 """Of what is written. Format 1 has no ``statistics/reading.json``: its rows are encoded as they arrive."""
 _KNOWN = (1, 2)
-_READING = "statistics/reading.json"
 _ROW = "recmtl:row"
 """Keeps the number of rows where a frame has none of the model's columns; no feature's column may be called so."""
 _warned: set[str] = set()
 """Digests of the packages of format 1 that were spoken of; once is enough."""
-_LARGEST_LISTING = 1 << 24
-"""Bytes of ``hashes.json`` beyond which it is none."""
+_LARGEST_LISTING, _LARGEST_PART = 1 << 24, 1 << 26
+"""Bytes of ``hashes.json``, and of its other JSON files, beyond which they are none."""
 _Part = TypeVar("_Part", Calibrations, Fusion, Quantised)
+_Json = TypeVar("_Json", bound=Settings)
 
 
 class _About(Settings):
@@ -365,13 +371,13 @@ def verify_package(folder: Path) -> Contents:
             raise RunError(f"{folder}: this package lacks {name}; fetch or make it anew")
         if file_hash(path) != stated:
             raise RunError(f"{folder}: {name} is not what was packaged (its hash differs); fetch or make it anew")
-    for name in (_ABOUT, _WEIGHTS, _CONFIG, "statistics/statistics.json"):
+    for name in (_ABOUT, _WEIGHTS, _CONFIG, _STATISTICS):
         if name not in hashes:
             raise RunError(f"{folder}: this package lists no {name}, so it is none of recmtl's")
+    about = _read(folder / _ABOUT, _About)
     try:
-        about = _About.model_validate_json((folder / _ABOUT).read_text())
         schema, tasks = Schema(about.features), Tasks(about.tasks)
-    except (ValidationError, UserError, UnicodeDecodeError) as error:
+    except UserError as error:
         raise _unreadable(folder / _ABOUT, error) from error
     calibration = _read_part(folder, hashes, _CALIBRATION, Calibrations)
     fusion = _read_part(folder, hashes, _FUSION, Fusion)
@@ -399,12 +405,19 @@ def verify_package(folder: Path) -> Contents:
 
 def _read_part(folder: Path, hashes: Mapping[str, str], name: str, kind: type[_Part]) -> _Part | None:
     """A file that a package may have."""
-    if name not in hashes:
-        return None
+    return _read(folder / name, kind) if name in hashes else None
+
+
+def _read(path: Path, kind: type[_Json]) -> _Json:
     try:
-        return kind.model_validate_json((folder / name).read_text())
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise _unreadable(folder / name, error) from error
+        return read_model(path, kind, largest=_LARGEST_PART)
+    except RunError as error:
+        raise RunError(f"{error} (recmtl {recmtl.__version__} cannot read it)") from error
+
+
+def _is_packaged(name: str) -> bool:
+    """Whether a package may hold a file of this name."""
+    return name in _NAMES or _VOCABULARY.fullmatch(name) is not None
 
 
 def _unreadable(path: Path, error: Exception) -> RunError:
@@ -417,9 +430,7 @@ def _read_hashes(folder: Path) -> dict[str, str]:
         what = f"{_HASHES} is missing" if folder.is_dir() else "there is no such folder"
         raise UserError(f"{folder}: no model package here ({what})")
     try:
-        if path.stat().st_size > _LARGEST_LISTING:
-            raise ValueError("too large")
-        listing = json.loads(path.read_text())
+        listing = parse_json(read_bytes(path, largest=_LARGEST_LISTING))
         if listing["format"] not in _KNOWN:
             raise RunError(
                 f"{folder}: format {listing['format']} of packages is not known to recmtl {recmtl.__version__}; "
@@ -433,8 +444,7 @@ def _read_hashes(folder: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: this is no list of hashes ({error})") from error
     for name in hashes:
-        parts = PurePosixPath(name).parts
-        if not parts or name != "/".join(parts) or ".." in parts or "\\" in name or name.startswith("/") or ":" in name:
+        if not _is_packaged(name):
             raise RunError(f"{path}: {name!r} is no name of a file in this package")
     return hashes
 

@@ -335,6 +335,15 @@ def _constant(package: Package, one: Constant) -> pl.Expr:
     return constant if trained == one.dtype else _typed(one.name, trained, constant)
 
 
+def _constant(package: Package, one: Constant) -> pl.Expr:
+    """A folder's column, as text where the package knows how to read that."""
+    if package.reading is not None:
+        return pl.lit(one.text, pl.String).alias(one.name)
+    trained = package.statistics.columns.get(one.name, "String")
+    constant = one.expression(trained)
+    return constant if trained == one.dtype else _typed(one.name, trained, constant)
+
+
 def _from_arrow(batch: pa.RecordBatch | pa.Table) -> pl.DataFrame:
     frame = pl.from_arrow(batch)
     assert isinstance(frame, pl.DataFrame)

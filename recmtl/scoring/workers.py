@@ -1,7 +1,7 @@
 """Pieces scored by several processes, each with the package loaded once and its share of the cores.
 
-In: a job and its pieces. Out: the parts, in no particular order. A process is ``python -c "…work()"``; it is told its
-pieces and says what it has done as lines of JSON. It ends when its standard input does, so none outlives the job.
+In: a job and its pieces. Out: the parts, in no particular order. A process calls :func:`work`; it is told its pieces
+and says what it has done as lines of JSON. It ends when its standard input does, so none outlives the job.
 """
 
 import json
@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 
+from recmtl import children
 from recmtl.errors import RunError, UserError
 from recmtl.package import load_package
 from recmtl.scoring.inputs import Piece
 from recmtl.scoring.pieces import Job, Scorer, cores
 
 __all__ = ["score_in_processes", "work"]
-
-_PROGRAM = "from recmtl.scoring.workers import work; work()"
 
 
 def score_in_processes(job: Job, pieces: Sequence[Piece], workers: int, done: Callable[[int], None]) -> None:
@@ -55,7 +54,7 @@ def score_in_processes(job: Job, pieces: Sequence[Piece], workers: int, done: Ca
 @contextmanager
 def _processes(number: int, threads: int) -> Iterator[list["subprocess.Popen[str]"]]:
     environment = {
-        **os.environ,
+        **children.environment(),
         "POLARS_MAX_THREADS": str(threads),
         "OMP_NUM_THREADS": "1",  # of torch: a batch is one thread's
         "RECMTL_THREADS": str(threads),
@@ -65,7 +64,7 @@ def _processes(number: int, threads: int) -> Iterator[list["subprocess.Popen[str
         for _ in range(number):
             processes.append(
                 subprocess.Popen(  # noqa: S603
-                    [sys.executable, "-c", _PROGRAM],
+                    children.python("recmtl.scoring.workers:work"),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
