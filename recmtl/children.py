@@ -1,6 +1,6 @@
 """Processes that recmtl starts of its own Python: what they import, and from where.
 
-In: a function of recmtl, as ``MODULE:FUNCTION``. Out: the command that calls it, and the environment to start it with.
+In: a program, as text. Out: the command that runs it, and the environment to start it with.
 The process imports this very recmtl, wherever it lies. It never searches its working directory: a file ``polars.py``
 there, perhaps of somebody else, would run in place of Polars. PYTHONPATH is searched as ever.
 """
@@ -25,16 +25,14 @@ def bootstrap() -> str:
     )
 
 
-def python(call: str, *arguments: str) -> list[str]:
-    """The command that calls a function without arguments, with ``sys.argv[1:]`` as given.
+def python(program: str, *arguments: str) -> list[str]:
+    """The command that runs a program which imports recmtl.
 
     Args:
-        call: ``MODULE:FUNCTION``.
-        arguments: for ``sys.argv``.
+        program: Python code.
+        arguments: its ``sys.argv[1:]``.
     """
-    module, _, function = call.partition(":")
-    program = f"{bootstrap()}from {module} import {function}\n{function}()"
-    return [sys.executable, "-P", "-c", program, *arguments]
+    return [sys.executable, "-P", "-c", bootstrap() + program, *arguments]
 
 
 def environment(given: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from recmtl import children
 from recmtl.errors import UserError
 
 __all__ = ["TRIOS", "Check", "diagnose", "require_trio"]
@@ -147,6 +148,7 @@ def _python_says(code: str) -> tuple[bool, str]:
             text=True,
             timeout=_IMPORT_SECONDS,
             check=False,
+            env=children.environment(),
         )
     except subprocess.TimeoutExpired:
         return False, f"no answer within {_IMPORT_SECONDS} s"

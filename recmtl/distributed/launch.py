@@ -89,7 +89,7 @@ def _run(arguments: Sequence[str], ranks: int) -> Mapping[int, int]:
     )
     with _environment(ranks), _without_logs():
         try:
-            python, *rest = children.python("recmtl.cli:main", *arguments)
+            python, *rest = children.python("from recmtl.cli import main; main()", *arguments)
             elastic_launch(config, python)(*rest)
         except ChildFailedError as error:
             return {rank: failure.exitcode for rank, failure in error.failures.items()}

@@ -22,6 +22,8 @@ from recmtl.scoring.pieces import Job, Scorer, cores
 
 __all__ = ["score_in_processes", "work"]
 
+_PROGRAM = "from recmtl.scoring.workers import work; work()"
+
 
 def score_in_processes(job: Job, pieces: Sequence[Piece], workers: int, done: Callable[[int], None]) -> None:
     """Score all pieces; ``done`` hears of rows from several threads, one at a time.
@@ -64,7 +66,7 @@ def _processes(number: int, threads: int) -> Iterator[list["subprocess.Popen[str
         for _ in range(number):
             processes.append(
                 subprocess.Popen(  # noqa: S603
-                    children.python("recmtl.scoring.workers:work"),
+                    children.python(_PROGRAM),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
