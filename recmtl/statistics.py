@@ -148,21 +148,31 @@ class Statistics:
             (folder / _READING).write_text(self.reading.model_dump_json(indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> "Statistics":
+    def load(cls, folder: Path, sizes: Mapping[str, int] | None = None) -> "Statistics":
         """Read what :meth:`save` wrote.
+
+        Args:
+            folder: where it lies.
+            sizes: table to the number of values that its vocabulary must have, of all tables that have one: a file that
+                holds another number is not read. None: as many as there are.
 
         Raises:
             RunError: a file is missing or is not what ``save`` writes; a number is not finite, or no deviation is above
-                0.
+                0; the vocabularies are not of these sizes.
         """
         try:
             rest = parse_json(read_bytes(folder / "statistics.json"))
             tables = {}
+            if sizes is not None and sizes.keys() != rest["tables"].keys():
+                raise ValueError(
+                    f"vocabularies of {', '.join(rest['tables']) or 'no table'} for tables {', '.join(sizes) or 'none'}"
+                )
             for name, other in rest["tables"].items():
                 if not name.isidentifier():
                     raise ValueError(f"{name!r} is no table name")
-                columns = pq.read_table(folder / "vocabulary" / f"{name}.parquet").to_pydict()
-                tables[name] = Vocabulary(tuple(columns["value"]), tuple(columns["count"]), other["dropped"])
+                path = folder / "vocabulary" / f"{name}.parquet"
+                values, counts = _read_vocabulary(path, None if sizes is None else sizes[name])
+                tables[name] = Vocabulary(values, counts, other["dropped"])
             reading = folder / _READING
             found = cls(
                 reading=read_model(reading, Reading) if reading.is_file() else None,
@@ -239,6 +249,32 @@ class Statistics:
         if self.reading is not None:
             digest.update(self.reading.model_dump_json().encode())
         return digest.hexdigest()
+
+
+def _read_vocabulary(path: Path, size: int | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Values and counts of a vocabulary; what its file unpacks to is bounded by what is stored in it.
+
+    Raises:
+        ValueError: it is no vocabulary, or not of this size.
+    """
+    # One text that stands for a million rows is stored once: kept so, it is seen before it is unpacked.
+    with pq.ParquetFile(path, read_dictionary=["value"]) as file:
+        if size is not None and file.metadata.num_rows != size:
+            raise ValueError(f"{path.name} holds {file.metadata.num_rows:,} values, and the table has {size:,}")
+        types = file.schema_arrow.types
+        if file.schema_arrow.names != ["value", "count"] or not pa.types.is_integer(types[1]):
+            raise ValueError(f"{path.name} holds no texts with a count each")
+        if not pa.types.is_dictionary(types[0]) or not pa.types.is_string(types[0].value_type):
+            raise ValueError(f"{path.name} holds values that are no texts")
+        table = file.read()
+    for chunk in table["value"].chunks:
+        if chunk.null_count:
+            raise ValueError(f"{path.name} holds values that are no texts")
+        if len(chunk.dictionary) < len(chunk):
+            raise ValueError(f"{path.name} holds a value twice")
+    if table["count"].null_count:
+        raise ValueError(f"{path.name} holds a value without a count")
+    return tuple(table["value"].cast(pa.string()).to_pylist()), tuple(table["count"].to_pylist())
 
 
 def _is_whole(value: object) -> bool:
