@@ -1,8 +1,8 @@
 """JSON of bounded size and depth: read so, it cannot exhaust memory or the stack, whoever wrote it.
 
 In: a file, or bytes. Out: its value, or one error that says what is wrong with it. Size and depth are checked on the
-bytes, before anything is built of them. A number is finite: ``NaN``, ``Infinity`` and ``1e999`` are refused, as JSON
-has them not.
+bytes, before anything is built of them. ``NaN``, ``Infinity`` and ``1e999``, which JSON does not have, are refused where
+recmtl itself wrote the file.
 """
 
 import json
@@ -51,12 +51,13 @@ def depth_of(content: bytes, limit: int) -> int:
     return deepest
 
 
-def parse_json(content: bytes, *, deepest: int = DEEPEST) -> Any:
+def parse_json(content: bytes, *, deepest: int = DEEPEST, finite: bool = True) -> Any:
     """The value of some JSON.
 
     Args:
         content: UTF-8.
         deepest: how deep lists and objects may lie within each other.
+        finite: refuse ``NaN``, ``Infinity`` and numbers too large for a double.
 
     Raises:
         ValueError: it is no JSON, is nested deeper, or holds a number that is not finite; in one line.
@@ -67,6 +68,8 @@ def parse_json(content: bytes, *, deepest: int = DEEPEST) -> Any:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is no UTF-8") from error
+    if not finite:
+        return json.loads(text, parse_int=_whole)
     return json.loads(text, parse_constant=_no_number, parse_float=_real, parse_int=_whole)
 
 

@@ -886,9 +886,14 @@ def _with_parents(names: Collection[str], tasks: Tasks) -> dict[str, Task]:
 
 
 def _from_pandas(name: str, column: "pd.Series[Any]") -> pl.Series:
-    """A pandas column as Polars has it; one of mixed single values as objects, which encode as text does."""
+    """A pandas column as Polars has it; one of mixed single values as objects, which encode as text does.
+
+    Raises:
+        UserError: a value is a list of lists, or deeper; lists are mixed with other values.
+    """
     import pandas as pd
 
+    _check_flat(name, column)
     if isinstance(column.dtype, pd.DatetimeTZDtype):  # pandas warns of what Polars does with it
         naive = pl.Series(name, pl.from_pandas(column.dt.tz_convert("UTC").dt.tz_localize(None)))
         return naive.dt.replace_time_zone("UTC")
@@ -913,6 +918,23 @@ def _from_pandas(name: str, column: "pd.Series[Any]") -> pl.Series:
         return pl.Series(name, [None if value is None else list(value) for value in values], strict=False)
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(f"column {name!r} mixes lists with other values; make it one kind") from error
+
+
+def _check_flat(name: str, column: "pd.Series[Any]") -> None:
+    """Refuse values that hold lists within lists, of which Polars overflows the stack when they are deep enough.
+
+    No feature reads such values. A type that names its items (an Arrow list, a number) is not looked into.
+    """
+    if column.dtype != object:
+        return
+    for number, value in enumerate(column):
+        if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+            continue
+        inner = value.values() if isinstance(value, Mapping) else value
+        if any(hasattr(one, "__iter__") and not isinstance(one, str | bytes) for one in inner):
+            raise UserError(
+                f"column {name!r}, row {number}: a list within a list; a value is a text, a number or one list of those"
+            )
 
 
 def _missing(value: Any) -> bool:
