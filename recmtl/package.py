@@ -190,7 +190,8 @@ def save_package(
         model: as trained, or what its ``tensors()`` gave (ranks that hold parts of the tables call that together, and
             one of them saves); they may lie on any device and in either kind of tables.
         schema, tasks, statistics, columns: of the data that it was trained on.
-        config: the run's resolved config as plain data; its ``model`` is what the model is built from.
+        config: the run's resolved config as plain data; its ``model`` is what the model is built from, its
+            ``tracking`` is left out.
         data: fingerprint of the prepared data.
 
     Raises:
@@ -216,7 +217,9 @@ def save_package(
         _check_finite(folder, tensors)
         save_file(tensors, str(temporary / _WEIGHTS))
         statistics.save(temporary / "statistics")
-        (temporary / _CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=120))
+        # Where the run was tracked is no part of the model, and its address may hold what is nobody else's business.
+        kept = {section: value for section, value in config.items() if section != "tracking"}
+        (temporary / _CONFIG).write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120))
         (temporary / _ABOUT).write_text(about.model_dump_json(indent=2) + "\n")
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         _write_hashes(temporary, {path.relative_to(temporary).as_posix(): file_hash(path) for path in files})
