@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 
 from recmtl import children
 from recmtl.errors import RunError, UserError
+from recmtl.failures import input_or_output, out_of_memory
 from recmtl.package import load_package
 from recmtl.scoring.inputs import Piece
 from recmtl.scoring.pieces import Job, Scorer, cores
@@ -112,7 +113,7 @@ def _follow(
                     break
     except BrokenPipeError as error:
         code = process.wait()
-        how = f"was killed by signal {-code} (9: perhaps out of memory)" if code < 0 else f"ended with code {code}"
+        how = f"was killed by signal {-code} (6 and 9: perhaps out of memory)" if code < 0 else f"ended with code {code}"
         raise RunError(
             f"a scoring process {how}; the same command goes on from here; fewer --workers take less memory"
         ) from error
@@ -140,8 +141,11 @@ def work() -> None:
             say(done=piece.number)
     except (UserError, RunError) as error:
         say(error=str(error), users=isinstance(error, UserError))
-    except OSError as error:
-        say(error=f"{error.filename or 'input or output'}: {error.strerror or error}", users=False)
+    except Exception as error:
+        short, found = out_of_memory(error), input_or_output(error)
+        if short is None and found is None:
+            raise  # a fault of ours, with its traceback
+        say(error=found or f"a scoring process is out of {short}; fewer --workers take less", users=False)
 
 
 def _listen(given: "queue.SimpleQueue[str]") -> None:
