@@ -4,14 +4,18 @@ In: a request's body as MLflow's protocol has it, one of ``dataframe_split``, ``
 ``inputs``, perhaps with ``params``. Out: a pandas frame of predictions, or one sentence that says what is wrong with
 the request. A request either has an answer for each of its rows or is refused: MLflow's own reading answers rows that
 it cannot read with no rows, and puts values beside those of other rows where ``instances`` have different keys.
+
+Whoever can send a request can send any bytes. Size and depth are bounded before the body is parsed, and rows, columns,
+lists and texts before a frame is made of them.
 """
 
-import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from recmtl.bounded import parse_json
 from recmtl.errors import UserError
 from recmtl.fusion import SCORE
 from recmtl.package import Package
@@ -26,6 +30,17 @@ _FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _PARAMS = "params"
 _LARGEST = 1 << 20
 """Rows of one request; more belong into `recmtl predict`."""
+_LARGEST_BODY = 1 << 26
+"""Bytes of one request."""
+_DEEPEST = 8
+"""Lists and objects within each other: request, rows, row and value are four, five in ``dataframe_split``."""
+_MOST_COLUMNS = 1 << 12
+_MOST_CELLS = 1 << 24
+"""Rows times columns: rows of different columns make a table that is much larger than the request."""
+_LONGEST_LIST = 1 << 16
+"""Values of a list in a row."""
+_LONGEST_TEXT = 1 << 20
+"""Characters of a text in a row."""
 
 
 class Params(Settings):
@@ -109,15 +124,21 @@ def read(body: bytes | str, content_type: str | None) -> tuple["pd.DataFrame", d
     """A request's rows, and its parameters as they stand there.
 
     Raises:
-        UserError: it is no such request.
+        UserError: it is no such request, or larger than one may be.
     """
+    if len(body) > _LARGEST_BODY:
+        raise UserError(
+            f"this request is {len(body):,} bytes long; one request holds {_LARGEST_BODY:,} at most, and "
+            "`recmtl predict` scores files of any size"
+        )
     kind = (content_type or "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise UserError(f"send the rows as application/json, not {kind}")
     try:
-        request = json.loads(body)
+        content = body.encode() if isinstance(body, str) else body
+        request = parse_json(content, deepest=_DEEPEST, finite=False)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"this request is no JSON ({error})") from error
+        raise UserError(f"this request is no JSON that has an answer ({error})") from error
     named = ", ".join(_FORMATS)
     if not isinstance(request, dict):
         raise UserError(f"a request is a JSON object with one of {named}, not {_called(request)}")
@@ -137,9 +158,31 @@ def read(body: bytes | str, content_type: str | None) -> tuple["pd.DataFrame", d
         frame = _columns(rows)
     else:
         frame = _records(key, rows)
-    if len(frame) > _LARGEST:
-        raise UserError(f"{key}: {len(frame):,} rows; one request holds {_LARGEST:,} at most")
     return frame, params or {}
+
+
+def _bound(where: str, rows: int, columns: int) -> None:
+    for what, number, most in (
+        ("rows", rows, _LARGEST),
+        ("columns", columns, _MOST_COLUMNS),
+        ("values", rows * columns, _MOST_CELLS),
+    ):
+        if number > most:
+            raise UserError(f"{where}: {number:,} {what}; one request holds {most:,} at most")
+
+
+def _bound_values(name: str, values: Iterable[Any]) -> None:
+    for number, value in enumerate(values):
+        texts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else (value,)
+        if len(texts) > _LONGEST_LIST:
+            raise UserError(
+                f"column {name!r}, row {number}: {len(texts):,} values in one list; {_LONGEST_LIST:,} at most"
+            )
+        longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
+        if longest > _LONGEST_TEXT:
+            raise UserError(
+                f"column {name!r}, row {number}: a text of {longest:,} characters; {_LONGEST_TEXT:,} at most"
+            )
 
 
 def _split(rows: Any) -> "pd.DataFrame":
@@ -149,11 +192,12 @@ def _split(rows: Any) -> "pd.DataFrame":
     columns, data, index = rows["columns"], rows["data"], rows.get("index")
     if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
         raise UserError(f"{where}.columns: a list of names is expected")
-    twice = sorted({name for name in columns if columns.count(name) > 1})
+    twice = sorted(name for name, times in Counter(columns).items() if times > 1)
     if twice:
         raise UserError(f"{where}.columns: {twice[0]!r} stands there twice")
     if not isinstance(data, list):
         raise UserError(f"{where}.data: a list of rows is expected, not {_called(data)}")
+    _bound(where, len(data), len(columns))
     for number, row in enumerate(data):
         if not isinstance(row, list):
             raise UserError(f"{where}.data[{number}]: a row is a list of values, not {_called(row)}")
@@ -173,7 +217,9 @@ def _columns(rows: Mapping[str, Any]) -> "pd.DataFrame":
     if len(set(lengths.values())) > 1:
         (first, one), (other, another) = next((a, b) for a in lengths.items() for b in lengths.items() if a[1] != b[1])
         raise UserError(f"inputs: column {first!r} has {one} values and {other!r} {another}; every row has one in each")
-    return _framed(dict(rows), next(iter(lengths.values()), 0))
+    height = next(iter(lengths.values()), 0)
+    _bound("inputs", height, len(rows))
+    return _framed(dict(rows), height)
 
 
 def _records(where: str, rows: Any) -> "pd.DataFrame":
@@ -182,13 +228,17 @@ def _records(where: str, rows: Any) -> "pd.DataFrame":
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise UserError(f"{where}[{number}]: a row is an object of columns and values, not {_called(row)}")
+    _bound(where, len(rows), 0)
     names = dict.fromkeys(name for row in rows for name in row)
+    _bound(where, len(rows), len(names))
     return _framed({name: [row.get(name) for row in rows] for name in names}, len(rows))
 
 
 def _framed(columns: Mapping[str, list[Any]], rows: int) -> "pd.DataFrame":
     import pandas as pd
 
+    for name, values in columns.items():
+        _bound_values(name, values)
     # As objects: pandas would make floats of whole numbers with a gap, and so lose digits of large ids.
     return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()}, index=range(rows))
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from recmtl import children
 from recmtl.errors import UserError
 
 __all__ = ["TRIOS", "Check", "diagnose", "require_trio"]
@@ -142,11 +143,12 @@ def _python_says(code: str) -> tuple[bool, str]:
     """Run code in a process of its own: a broken native library takes that process down, not this one."""
     try:
         done = subprocess.run(  # noqa: S603 - our own code on our own interpreter
-            [sys.executable, "-W", "ignore", "-c", code],
+            [sys.executable, "-P", "-W", "ignore", "-c", code],
             capture_output=True,
             text=True,
             timeout=_IMPORT_SECONDS,
             check=False,
+            env=children.environment(),
         )
     except subprocess.TimeoutExpired:
         return False, f"no answer within {_IMPORT_SECONDS} s"

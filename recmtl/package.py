@@ -12,23 +12,26 @@ encodes raw rows as training did and predicts. Neither TorchRec nor FBGEMM is ne
     fusion.json             what the column ``score`` is made by (recmtl.fusion); where there is one
     quantised.json          how many bits a table's values have (recmtl.features.quantised); where it is not 32
 
-Names in ``hashes.json`` may not leave the folder, and every file must be listed: nothing is read before that holds.
+These names are all that a package may hold: it is data, and no file in it is ever run. Every file must be listed in
+``hashes.json``; nothing is read before that holds.
 """
 
 import glob
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import polars as pl
@@ -39,11 +42,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 import recmtl
+from recmtl.bounded import parse_json, read_bytes, read_model
 from recmtl.calibration import Calibrations
 from recmtl.errors import RunError, UserError
 from recmtl.etl.convert import RowEncoder
 from recmtl.etl.encode import Encoder
-from recmtl.features.quantised import Quantised, QuantisedTables
+from recmtl.features import MakeTables
+from recmtl.features.quantised import Quantised, QuantisedTables, row_scales
 from recmtl.fusion import SCORE, Fusion
 from recmtl.loading import Loader, to_batch
 from recmtl.manifest import Columns, Manifest, file_hash, inside
@@ -74,17 +79,21 @@ __all__ = [
 
 _HASHES, _ABOUT, _WEIGHTS, _CONFIG = "hashes.json", "package.json", "model.safetensors", "config.resolved.yaml"
 _CALIBRATION, _FUSION, _QUANTISED = "calibration.json", "fusion.json", "quantised.json"
+_READING, _STATISTICS = "statistics/reading.json", "statistics/statistics.json"
+_NAMES = frozenset({_ABOUT, _WEIGHTS, _CONFIG, _CALIBRATION, _FUSION, _QUANTISED, _READING, _STATISTICS})
+"""What a package's files may be called, beside ``hashes.json`` and the vocabularies."""
+_VOCABULARY = re.compile(r"statistics/vocabulary/[A-Za-z_][A-Za-z0-9_]*\.parquet")
 _FORMAT = 2
 """Of what is written. Format 1 has no ``statistics/reading.json``: its rows are encoded as they arrive."""
 _KNOWN = (1, 2)
-_READING = "statistics/reading.json"
 _ROW = "recmtl:row"
 """Keeps the number of rows where a frame has none of the model's columns; no feature's column may be called so."""
 _warned: set[str] = set()
 """Digests of the packages of format 1 that were spoken of; once is enough."""
-_LARGEST_LISTING = 1 << 24
-"""Bytes of ``hashes.json`` beyond which it is none."""
+_LARGEST_LISTING, _LARGEST_PART = 1 << 24, 1 << 26
+"""Bytes of ``hashes.json``, and of its other JSON files, beyond which they are none."""
 _Part = TypeVar("_Part", Calibrations, Fusion, Quantised)
+_Json = TypeVar("_Json", bound=Settings)
 
 
 class _About(Settings):
@@ -182,8 +191,12 @@ def save_package(
         model: as trained, or what its ``tensors()`` gave (ranks that hold parts of the tables call that together, and
             one of them saves); they may lie on any device and in either kind of tables.
         schema, tasks, statistics, columns: of the data that it was trained on.
-        config: the run's resolved config as plain data; its ``model`` is what the model is built from.
+        config: the run's resolved config as plain data; its ``model`` is what the model is built from, its
+            ``tracking`` is left out.
         data: fingerprint of the prepared data.
+
+    Raises:
+        RunError: a tensor holds values that are not finite.
     """
     from safetensors.torch import save_file
 
@@ -202,9 +215,12 @@ def save_package(
         # Cloned: two names may share storage, which safetensors refuses.
         whole = model.tensors() if isinstance(model, Model) else model
         tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in whole.items()}
+        _check_finite(folder, tensors)
         save_file(tensors, str(temporary / _WEIGHTS))
         statistics.save(temporary / "statistics")
-        (temporary / _CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=120))
+        # Where the run was tracked is no part of the model, and its address may hold what is nobody else's business.
+        kept = {section: value for section, value in config.items() if section != "tracking"}
+        (temporary / _CONFIG).write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120))
         (temporary / _ABOUT).write_text(about.model_dump_json(indent=2) + "\n")
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         _write_hashes(temporary, {path.relative_to(temporary).as_posix(): file_hash(path) for path in files})
@@ -307,6 +323,7 @@ def _rewritten(
         if tensors is not None:
             from safetensors.torch import save_file
 
+            _check_finite(place, tensors)
             (temporary / _WEIGHTS).unlink()  # a file of its own: it may be linked to the old one's
             save_file(dict(tensors), str(temporary / _WEIGHTS))
             hashes[_WEIGHTS] = file_hash(temporary / _WEIGHTS)
@@ -366,13 +383,13 @@ def verify_package(folder: Path) -> Contents:
             raise RunError(f"{folder}: this package lacks {name}; fetch or make it anew")
         if file_hash(path) != stated:
             raise RunError(f"{folder}: {name} is not what was packaged (its hash differs); fetch or make it anew")
-    for name in (_ABOUT, _WEIGHTS, _CONFIG, "statistics/statistics.json"):
+    for name in (_ABOUT, _WEIGHTS, _CONFIG, _STATISTICS):
         if name not in hashes:
             raise RunError(f"{folder}: this package lists no {name}, so it is none of recmtl's")
+    about = _read(folder / _ABOUT, _About)
     try:
-        about = _About.model_validate_json((folder / _ABOUT).read_text())
         schema, tasks = Schema(about.features), Tasks(about.tasks)
-    except (ValidationError, UserError, UnicodeDecodeError) as error:
+    except UserError as error:
         raise _unreadable(folder / _ABOUT, error) from error
     calibration = _read_part(folder, hashes, _CALIBRATION, Calibrations)
     fusion = _read_part(folder, hashes, _FUSION, Fusion)
@@ -400,12 +417,19 @@ def verify_package(folder: Path) -> Contents:
 
 def _read_part(folder: Path, hashes: Mapping[str, str], name: str, kind: type[_Part]) -> _Part | None:
     """A file that a package may have."""
-    if name not in hashes:
-        return None
+    return _read(folder / name, kind) if name in hashes else None
+
+
+def _read(path: Path, kind: type[_Json]) -> _Json:
     try:
-        return kind.model_validate_json((folder / name).read_text())
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise _unreadable(folder / name, error) from error
+        return read_model(path, kind, largest=_LARGEST_PART)
+    except RunError as error:
+        raise RunError(f"{error} (recmtl {recmtl.__version__} cannot read it)") from error
+
+
+def _is_packaged(name: str) -> bool:
+    """Whether a package may hold a file of this name."""
+    return name in _NAMES or _VOCABULARY.fullmatch(name) is not None
 
 
 def _unreadable(path: Path, error: Exception) -> RunError:
@@ -418,9 +442,7 @@ def _read_hashes(folder: Path) -> dict[str, str]:
         what = f"{_HASHES} is missing" if folder.is_dir() else "there is no such folder"
         raise UserError(f"{folder}: no model package here ({what})")
     try:
-        if path.stat().st_size > _LARGEST_LISTING:
-            raise ValueError("too large")
-        listing = json.loads(path.read_text())
+        listing = parse_json(read_bytes(path, largest=_LARGEST_LISTING))
         if listing["format"] not in _KNOWN:
             raise RunError(
                 f"{folder}: format {listing['format']} of packages is not known to recmtl {recmtl.__version__}; "
@@ -434,8 +456,7 @@ def _read_hashes(folder: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: this is no list of hashes ({error})") from error
     for name in hashes:
-        parts = PurePosixPath(name).parts
-        if not parts or name != "/".join(parts) or ".." in parts or "\\" in name or name.startswith("/") or ":" in name:
+        if not _is_packaged(name):
             raise RunError(f"{path}: {name!r} is no name of a file in this package")
     return hashes
 
@@ -443,24 +464,23 @@ def _read_hashes(folder: Path) -> dict[str, str]:
 def load_package(folder: Path, *, device: torch.device | str = "cpu") -> "Package":
     """Verify a package and build its model.
 
+    Nothing is allocated before names, shapes and types of the weights are seen to be those of the model that the
+    package describes, so that no package takes more memory than its files hold.
+
     Raises:
-        UserError, RunError: as :func:`verify_package`; the weights do not fit the model.
+        UserError, RunError: as :func:`verify_package`; the weights do not fit the model, or are not finite.
     """
     contents = verify_package(folder)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    statistics = Statistics.load(folder / "statistics")
-    if statistics.reading is None and contents.digest not in _warned:
-        _warned.add(contents.digest)
-        logging.getLogger("recmtl").warning(
-            "%s: this package is of format 1, which does not record how raw values were read in training (separator, "
-            "encoding, missing texts, units and zones of times, types); give rows as the training data had them, or "
-            "train it anew",
-            folder,
-        )
+    stored = contents.quantised
+    tables = None if stored is None else partial(QuantisedTables, precision=stored.precision)
     try:
         config = ModelConfig.model_validate(dict(contents.model))
+        header = _header(folder / _WEIGHTS)
+        statistics = Statistics.load(folder / "statistics", _vocabulary_sizes(folder, contents.schema, header))
+        _check_header(contents, config, statistics, tables, header)
         tensors = load_file(str(folder / _WEIGHTS))
     except ValidationError as error:
         reason = error.errors()[0]
@@ -471,11 +491,134 @@ def load_package(folder: Path, *, device: torch.device | str = "cpu") -> "Packag
         ) from error
     except SafetensorError as error:
         raise RunError(f"{folder / _WEIGHTS}: these are no weights ({error})") from error
-    stored = contents.quantised
-    tables = None if stored is None else partial(QuantisedTables, precision=stored.precision)
+    if statistics.reading is None and contents.digest not in _warned:
+        _warned.add(contents.digest)
+        logging.getLogger("recmtl").warning(
+            "%s: this package is of format 1, which does not record how raw values were read in training (separator, "
+            "encoding, missing texts, units and zones of times, types); give rows as the training data had them, or "
+            "train it anew",
+            folder,
+        )
+    _check_finite(folder, tensors)
     model = build_model(config, contents.schema, contents.tasks, statistics, seed=0, tables=tables)
     model.load_tensors(tensors)
     return Package(contents, statistics, model, device=device)
+
+
+_Header: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Tensor to its type, as safetensors calls it, and its shape."""
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def _header(path: Path) -> _Header:
+    """What the weights' file says of its tensors; safetensors sees that their bytes are there, and reads none."""
+    from safetensors import safe_open
+
+    found = {}
+    with safe_open(str(path), framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            tensor = file.get_slice(name)
+            found[name] = (tensor.get_dtype(), tuple(tensor.get_shape()))
+    return found
+
+
+def _vocabulary_sizes(folder: Path, schema: Schema, header: _Header) -> dict[str, int]:
+    """Table to the values of its vocabulary, as many as the stored table has rows for."""
+    found = {}
+    for name, table in schema.tables.items():
+        if table.stated_rows is None:
+            _, shape = header.get(f"tables.{name}", ("", ()))
+            if len(shape) != 2 or shape[0] < 2:
+                raise RunError(f"{folder / _WEIGHTS}: these weights are of another model: table {name!r} is missing")
+            found[name] = shape[0] - 2
+    return found
+
+
+def _check_header(
+    contents: Contents, config: ModelConfig, statistics: Statistics, tables: MakeTables | None, header: _Header
+) -> None:
+    """Compare the weights with the model that the package describes, which is built without any memory for that.
+
+    Raises:
+        RunError: the description makes no model, or one of other tensors.
+    """
+    folder = contents.folder
+    try:
+        with torch.device("meta"), _at_most(len(header)):
+            model = build_model(config, contents.schema, contents.tasks, statistics, seed=0, tables=tables)
+            described = {
+                name: (_TYPES.get(piece.dtype, str(piece.dtype)), tuple(piece.shape))
+                for name, piece in model.pieces().items()
+            }
+    except RunError as error:
+        raise RunError(f"{folder / _WEIGHTS}: these weights are of another model: {error}") from error
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise RunError(
+            f"{folder / _ABOUT}: no model can be built from this description ({type(error).__name__}: {reason})"
+        ) from error
+    if described.keys() != header.keys():
+        missing, left = sorted(described.keys() - header.keys()), sorted(header.keys() - described.keys())
+        raise RunError(
+            f"{folder / _WEIGHTS}: these weights are of another model: "
+            f"{', '.join(missing[:5]) or 'none'} are missing, {', '.join(left[:5]) or 'none'} too many"
+        )
+    for name, (kind, shape) in described.items():
+        if header[name] != (kind, shape):
+            there, held = header[name]
+            raise RunError(
+                f"{folder / _WEIGHTS}: these weights are of another model: {name} is {kind} of shape {shape} as "
+                f"{_ABOUT} describes it, but {there} of shape {held} here"
+            )
+
+
+@contextmanager
+def _at_most(parameters: int) -> Iterator[None]:
+    """Stop this thread from making a model of more parameters than so many, however many it was told to make.
+
+    Raises:
+        RunError: it tries to.
+    """
+    thread, made = threading.get_ident(), itertools.count(1)
+
+    def count(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        # A layer makes parameters before it takes those that it is given: twice as many, and none that is None.
+        if threading.get_ident() == thread and parameter is not None and next(made) > 4 * parameters + 64:
+            raise RunError(f"the description makes more than {parameters:,} parameters")
+
+    hook = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _check_finite(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """See that every value of every tensor is a number.
+
+    Raises:
+        RunError: one is infinite or none; names the tensor and how many there are.
+    """
+    for name, tensor in tensors.items():
+        # Stored in 8 bits, a table has the scale and bias of a row as float16 at the row's start.
+        values = row_scales(tensor) if name.startswith("tables.") and tensor.dtype == torch.uint8 else tensor
+        if not values.is_floating_point():
+            continue
+        bad = values.numel() - int(values.isfinite().sum())
+        if bad:
+            raise RunError(
+                f"{folder}: {name} holds {bad:,} values of {values.numel():,} that are not finite (NaN or infinite); "
+                "a model predicts nothing with them"
+            )
 
 
 class Package:
@@ -593,6 +736,7 @@ class Package:
 
         Raises:
             UserError: as :meth:`encode`; the package has no calibration, or no fusion, and it was asked for.
+            RunError: a prediction is not finite.
         """
         none = {
             column: np.empty(0, np.float32) for name in self.tasks for column in self.tasks.prediction_columns(name)
@@ -609,7 +753,15 @@ class Package:
         batch = to_batch(self.encode(frame, unread=unread), self.schema, None).to(self.device)
         predictions = self.model.predictions(self.model(batch))
         arrays = {name: values.float().cpu().numpy() for name, values in predictions.items()}
-        return pl.DataFrame(self.contents.outputs(arrays, calibrated=calibrated, fused=fused))
+        found = self.contents.outputs(arrays, calibrated=calibrated, fused=fused)
+        for name, values in (*arrays.items(), *found.items()):
+            bad = values.size - int(np.isfinite(values).sum())
+            if bad:
+                raise RunError(
+                    f"{self.contents.folder}: {name!r} is not finite (NaN or infinite) for {bad:,} of "
+                    f"{values.size:,} rows; the model's weights are beyond what it can calculate with"
+                )
+        return pl.DataFrame(found)
 
     def predict_pandas(self, frame: "pd.DataFrame", *, calibrated: bool = False) -> "pd.DataFrame":
         """:meth:`predict` from and to pandas, under the frame's index: what MLflow calls.
@@ -738,9 +890,14 @@ def _with_parents(names: Collection[str], tasks: Tasks) -> dict[str, Task]:
 
 
 def _from_pandas(name: str, column: "pd.Series[Any]") -> pl.Series:
-    """A pandas column as Polars has it; one of mixed single values as objects, which encode as text does."""
+    """A pandas column as Polars has it; one of mixed single values as objects, which encode as text does.
+
+    Raises:
+        UserError: a value is a list of lists, or deeper; lists are mixed with other values.
+    """
     import pandas as pd
 
+    _check_flat(name, column)
     if isinstance(column.dtype, pd.DatetimeTZDtype):  # pandas warns of what Polars does with it
         naive = pl.Series(name, pl.from_pandas(column.dt.tz_convert("UTC").dt.tz_localize(None)))
         return naive.dt.replace_time_zone("UTC")
@@ -765,6 +922,23 @@ def _from_pandas(name: str, column: "pd.Series[Any]") -> pl.Series:
         return pl.Series(name, [None if value is None else list(value) for value in values], strict=False)
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(f"column {name!r} mixes lists with other values; make it one kind") from error
+
+
+def _check_flat(name: str, column: "pd.Series[Any]") -> None:
+    """Refuse values that hold lists within lists, of which Polars overflows the stack when they are deep enough.
+
+    No feature reads such values. A type that names its items (an Arrow list, a number) is not looked into.
+    """
+    if column.dtype != object:
+        return
+    for number, value in enumerate(column):
+        if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+            continue
+        inner = value.values() if isinstance(value, Mapping) else value
+        if any(hasattr(one, "__iter__") and not isinstance(one, str | bytes) for one in inner):
+            raise UserError(
+                f"column {name!r}, row {number}: a list within a list; a value is a text, a number or one list of those"
+            )
 
 
 def _missing(value: Any) -> bool:

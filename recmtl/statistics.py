@@ -1,12 +1,14 @@
 """What is fitted on the training split, and nothing else: vocabularies, moments, quantiles, label means, profiles.
 
 In: what :mod:`recmtl.etl.fit` counted. Out: :class:`Statistics`, saved as JSON and Parquet (never a pickle) beside the
-prepared data and inside every model package, so that what serves encodes exactly as what was trained.
+prepared data and inside every model package, so that what serves encodes exactly as what was trained. Every number in
+them is finite, when they are written and when they are read.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recmtl.errors import RunError
+from recmtl.bounded import parse_json, read_bytes, read_model
+from recmtl.errors import RunError, UserError
 from recmtl.reading import Reading
 
 __all__ = ["LabelStatistics", "NumberStatistics", "Profile", "Statistics", "Vocabulary"]
@@ -118,7 +121,12 @@ class Statistics:
 
         Args:
             folder: where to; made where it is not there.
+
+        Raises:
+            UserError: a number that was fitted is not finite: the values are too large for a mean or a deviation.
         """
+        for problem in self._problems():
+            raise UserError(f"{problem}: its values in train are too large; scale or clip them, or leave it out")
         (folder / "vocabulary").mkdir(parents=True, exist_ok=True)
         for name, vocabulary in self.tables.items():
             columns = {
@@ -135,28 +143,39 @@ class Statistics:
             "train_rows": self.train_rows,
             "profiles": {name: asdict(profile) for name, profile in self.profiles.items()},
         }
-        (folder / "statistics.json").write_text(json.dumps(rest, indent=2) + "\n")
+        (folder / "statistics.json").write_text(json.dumps(rest, indent=2, allow_nan=False) + "\n")
         if self.reading is not None:
             (folder / _READING).write_text(self.reading.model_dump_json(indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> "Statistics":
+    def load(cls, folder: Path, sizes: Mapping[str, int] | None = None) -> "Statistics":
         """Read what :meth:`save` wrote.
 
+        Args:
+            folder: where it lies.
+            sizes: table to the number of values that its vocabulary must have, of all tables that have one: a file that
+                holds another number is not read. None: as many as there are.
+
         Raises:
-            RunError: a file is missing or is not what ``save`` writes.
+            RunError: a file is missing or is not what ``save`` writes; a number is not finite, or no deviation is above
+                0; the vocabularies are not of these sizes.
         """
         try:
-            rest = json.loads((folder / "statistics.json").read_text())
+            rest = parse_json(read_bytes(folder / "statistics.json"))
             tables = {}
+            if sizes is not None and sizes.keys() != rest["tables"].keys():
+                raise ValueError(
+                    f"vocabularies of {', '.join(rest['tables']) or 'no table'} for tables {', '.join(sizes) or 'none'}"
+                )
             for name, other in rest["tables"].items():
                 if not name.isidentifier():
                     raise ValueError(f"{name!r} is no table name")
-                columns = pq.read_table(folder / "vocabulary" / f"{name}.parquet").to_pydict()
-                tables[name] = Vocabulary(tuple(columns["value"]), tuple(columns["count"]), other["dropped"])
+                path = folder / "vocabulary" / f"{name}.parquet"
+                values, counts = _read_vocabulary(path, None if sizes is None else sizes[name])
+                tables[name] = Vocabulary(values, counts, other["dropped"])
             reading = folder / _READING
-            return cls(
-                reading=Reading.model_validate_json(reading.read_text()) if reading.is_file() else None,
+            found = cls(
+                reading=read_model(reading, Reading) if reading.is_file() else None,
                 tables=tables,
                 numbers={n: NumberStatistics(**_tupled(v, "quantiles")) for n, v in rest["numbers"].items()},
                 labels={n: LabelStatistics(**_tupled(v, "distribution")) for n, v in rest["labels"].items()},
@@ -170,8 +189,50 @@ class Statistics:
                     for name, values in rest.get("profiles", {}).items()
                 },
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{folder}: these are not statistics that recmtl wrote ({error})") from error
+            for problem in found._problems():
+                raise ValueError(problem)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+            reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+            lines = reason.strip().splitlines() or [type(error).__name__]
+            raise RunError(
+                f"{folder / 'statistics.json'}: these are not statistics that recmtl wrote ({lines[0][:300]})"
+            ) from error
+        return found
+
+    def _problems(self) -> Iterator[str]:
+        """What is not as it is documented, a phrase each that begins with where it stands."""
+        for name, table in self.tables.items():
+            if len(table.values) != len(table.counts) or not all(isinstance(value, str) for value in table.values):
+                yield f"tables.{name}: the vocabulary is no list of texts with a count each"
+            yield from _not_counts(f"tables.{name}", dropped=table.dropped)
+        for name, number in self.numbers.items():
+            where = f"features.{name}"
+            yield from _not_counts(where, count=number.count, missing=number.missing)
+            yield from _not_finite(
+                where, mean=number.mean, std=number.std, minimum=number.minimum, maximum=number.maximum
+            )
+            yield from _not_rising(f"{where}.quantiles", number.quantiles)
+            if not number.std > 0:
+                yield f"{where}: the standard deviation is {number.std}, not above 0"
+        for group in (self.labels, self.conditional_labels):
+            for name, label in group.items():
+                where = f"tasks.{name}"
+                yield from _not_counts(where, observed=label.observed)
+                known = {"mean": label.mean, "std": label.std}
+                yield from _not_finite(where, **{key: value for key, value in known.items() if value is not None})
+                if label.std is not None and label.std < 0:
+                    yield f"{where}: the standard deviation is {label.std}, below 0"
+                shares = {f"distribution[{place}]": share for place, share in enumerate(label.distribution)}
+                yield from _not_finite(where, **shares)
+                if any(share < 0 for share in label.distribution):
+                    yield f"{where}: a share of the distribution is below 0"
+        for name, profile in self.profiles.items():
+            where = f"profiles.{name}"
+            counts = {f"counts[{place}]": count for place, count in enumerate(profile.counts)}
+            yield from _not_counts(where, unseen=profile.unseen, missing=profile.missing, **counts)
+            yield from _not_rising(f"{where}.edges", profile.edges)
+            if not all(_is_whole(value) for value in profile.values):
+                yield f"{where}: a value is no whole number"
 
     def fingerprint(self) -> str:
         """SHA-256 over everything fitted, as hex: equal statistics have equal fingerprints."""
@@ -188,6 +249,55 @@ class Statistics:
         if self.reading is not None:
             digest.update(self.reading.model_dump_json().encode())
         return digest.hexdigest()
+
+
+def _read_vocabulary(path: Path, size: int | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Values and counts of a vocabulary; what its file unpacks to is bounded by what is stored in it.
+
+    Raises:
+        ValueError: it is no vocabulary, or not of this size.
+    """
+    # One text that stands for a million rows is stored once: kept so, it is seen before it is unpacked.
+    with pq.ParquetFile(path, read_dictionary=["value"]) as file:
+        if size is not None and file.metadata.num_rows != size:
+            raise ValueError(f"{path.name} holds {file.metadata.num_rows:,} values, and the table has {size:,}")
+        types = file.schema_arrow.types
+        if file.schema_arrow.names != ["value", "count"] or not pa.types.is_integer(types[1]):
+            raise ValueError(f"{path.name} holds no texts with a count each")
+        if not pa.types.is_dictionary(types[0]) or not pa.types.is_string(types[0].value_type):
+            raise ValueError(f"{path.name} holds values that are no texts")
+        table = file.read()
+    for chunk in table["value"].chunks:
+        if chunk.null_count:
+            raise ValueError(f"{path.name} holds values that are no texts")
+        if len(chunk.dictionary) < len(chunk):
+            raise ValueError(f"{path.name} holds a value twice")
+    if table["count"].null_count:
+        raise ValueError(f"{path.name} holds a value without a count")
+    return tuple(table["value"].cast(pa.string()).to_pylist()), tuple(table["count"].to_pylist())
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _not_counts(where: str, **values: object) -> Iterator[str]:
+    for name, value in values.items():
+        if not _is_whole(value) or value < 0:  # type: ignore[operator]
+            yield f"{where}: {name} is {value!r}, no count"
+
+
+def _not_finite(where: str, **values: object) -> Iterator[str]:
+    for name, value in values.items():
+        if not (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)):
+            yield f"{where}: {name} is {value!r}, no finite number"
+
+
+def _not_rising(where: str, values: tuple[float, ...]) -> Iterator[str]:
+    problems = list(_not_finite(where, **{f"value {place}": value for place, value in enumerate(values)}))
+    yield from problems
+    if not problems and any(later < before for before, later in zip(values, values[1:], strict=False)):
+        yield f"{where}: the values do not rise"
 
 
 def _tupled(values: dict[str, Any], *keys: str) -> dict[str, Any]:

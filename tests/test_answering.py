@@ -149,3 +149,87 @@ def test_a_request_may_call_user_and_item_as_recmtl_does(package: Package) -> No
     assert list(_as_in_training(asked, frame).columns) == ["customer", "sku", "price"]
     both = frame.assign(customer="c")
     assert list(_as_in_training(asked, both).columns) == ["user_id", "sku", "price", "customer"]
+
+
+# Requests made to do harm: size, depth and number are bounded before anything is built
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "1" + "]" * depth
+
+
+@pytest.mark.parametrize("depth", [4, 8, 30, 500, 900, 100_000, 1_000_000])
+@pytest.mark.parametrize("column", ["age", "likes", "content", "user_id", "other"])
+def test_a_value_nested_deep_is_one_sentence(package: Package, column: str, depth: int) -> None:
+    """A list nested 900 deep overflowed the stack inside Polars and ended the server."""
+    for body in (
+        f'{{"instances": [{{"{column}": {nested(depth)}, "tag": "x"}}]}}',
+        f'{{"inputs": {{"{column}": [{nested(depth)}]}}}}',
+        f'{{"dataframe_split": {{"columns": ["{column}"], "data": [[{nested(depth)}]]}}}}',
+    ):
+        if column == "other" and depth < 5 and "instances" in body:
+            continue  # a column that the model does not read is ignored
+        with pytest.raises(UserError) as caught:
+            answer(package, body, None)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 300
+
+
+def test_depth_inside_texts_does_not_count(package: Package) -> None:
+    text = '[[[[[[[[[[{{{{{{{{{{\\"'
+    assert len(asked(package, instances=[{"item_id": text, "likes": [7]}])) == 1
+
+
+def test_a_large_body_is_refused_before_it_is_read(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_it(*_: Any, **__: Any) -> None:
+        raise AssertionError("a body that is too large was parsed")
+
+    monkeypatch.setattr("recmtl.answering.parse_json", read_it)
+    with pytest.raises(UserError, match="this request is 300,000,000 bytes long; one request holds 67,108,864 at most"):
+        answer(package, bytes(300_000_000), None)
+
+
+@pytest.mark.parametrize(
+    ("request_", "match"),
+    [
+        ({"instances": [{}] * (2**20 + 1)}, r"instances: 1,048,577 rows; one request holds 1,048,576 at most"),
+        ({"instances": [{f"c{n}": 1 for n in range(5000)}]}, r"instances: 5,000 columns; .* 4,096 at most"),
+        ({"instances": [{f"c{n % 4000}": 1} for n in range(5000)]}, r"instances: 20,000,000 values; .* 16,777,216"),
+        ({"inputs": {f"c{n}": [1] for n in range(5000)}}, r"inputs: 5,000 columns"),
+        ({"dataframe_split": {"columns": [f"c{n}" for n in range(5000)], "data": []}}, r"dataframe_split: 5,000 col"),
+        ({"instances": [{"likes": [1] * 70_000}]}, "column 'likes', row 0: 70,000 values in one list; 65,536 at most"),
+        ({"instances": [{}, {"tag": "x" * 2_000_000}]}, "column 'tag', row 1: a text of 2,000,000 characters"),
+        ({"instances": [{"likes": ["x" * 2_000_000]}]}, "column 'likes', row 0: a text of 2,000,000 characters"),
+    ],
+)
+def test_too_much_is_refused(package: Package, request_: Any, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        answer(package, json.dumps(request_), None)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [[1]],
+        [1, [2]],
+        [{"a": 1}],
+        {"a": [1]},
+        [np.array([1.0])],
+        np.array([[1.0]]),
+        ([1],),
+        [[[[[1]]]]],
+    ],
+)
+def test_nested_objects_of_a_pandas_frame_are_refused(package: Package, value: Any) -> None:
+    """The pyfunc's door: rows that no request was read from."""
+    frame = pd.DataFrame({"likes": pd.Series([[7], value], dtype=object)})
+    with pytest.raises(UserError, match="column 'likes', row 1: a list within a list"):
+        predictions(package, frame)
+
+
+def test_a_pandas_value_nested_900_deep_is_refused(package: Package) -> None:
+    value: list[Any] = [1]
+    for _ in range(900):
+        value = [value]
+    with pytest.raises(UserError, match="a list within a list"):
+        package.predict_pandas(pd.DataFrame({"likes": pd.Series([value], dtype=object)}))

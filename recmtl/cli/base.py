@@ -1,6 +1,7 @@
 """What the verbs share: the app, the options, how an error becomes a line and an exit code, how a run is shown."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from recmtl.cli.watching import doing, follow, is_watched, noting, remedy, watch
 from recmtl.errors import OtherRankError, RankLostError, RecmtlError, UserError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ __all__ = [
     "alone",
     "among_many",
     "app",
+    "complain",
     "config_app",
     "escape",
     "exit_code_of",
@@ -40,6 +43,7 @@ __all__ = [
     "print_run",
     "progress",
     "tracking_app",
+    "watched",
 ]
 
 # Typer carries a click of its own; this is that one's base class of wrong arguments.
@@ -106,16 +110,30 @@ TrackingUri = Annotated[
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its code; an error is one line, with ``--debug`` a traceback too."""
+    """Run the command line and exit with its code; an error is one line, with ``--debug`` a traceback too.
+
+    Args:
+        arguments: run in this process; None: the process's own, a heavy verb in one apart (:mod:`recmtl.cli.watching`).
+    """
+    if arguments is None and is_watched(sys.argv[1:]):
+        sys.exit(watch(sys.argv[1:]))
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     sys.exit(_run(given, debug=debug))
 
 
+def watched() -> None:
+    """What the process apart runs: the command line, for the process above."""
+    follow()
+    main(sys.argv[1:])
+
+
 def _run(arguments: list[str], *, debug: bool) -> int:
     try:
         with exit_code_of(debug=debug):
+            if hasattr(signal, "pthread_sigmask"):  # held back until here
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             code = app(args=arguments, prog_name="recmtl", standalone_mode=False)
             if code == _INTERRUPTED:
                 raise KeyboardInterrupt  # Typer makes a code of it, and a user hears nothing
@@ -151,12 +169,29 @@ def exit_code_of(*, debug: bool = False) -> Iterator[None]:
         if not _told_already(error):
             _complain(str(error), debug)
         sys.exit(error.exit_code)
-    except OSError as error:
-        _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", debug)
-        sys.exit(1)
     except Exception as error:
-        _complain(f"unexpected {type(error).__name__}: {error} (a fault of recmtl's; --debug shows where)", debug)
+        _complain(_sentence(error), debug)
         sys.exit(1)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust, which Polars and safetensors are written in
+            raise
+        _complain(_sentence(error), debug)
+        sys.exit(1)
+
+
+def _sentence(error: BaseException) -> str:
+    """An error that recmtl did not raise: of the disk or the network, for want of memory, or a fault of recmtl's."""
+    from recmtl.failures import input_or_output, out_of_memory
+
+    short = out_of_memory(error)
+    if short is not None:
+        verb = next((one for one in sys.argv[1:] if not one.startswith("-")), "")
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return f"out of {short} ({reason}): {remedy(verb, doing())}"
+    found = input_or_output(error)
+    if found is not None:
+        return found
+    return f"unexpected {type(error).__name__}: {error} (a fault of recmtl's; --debug shows where)"
 
 
 def _told_already(error: BaseException) -> bool:
@@ -172,8 +207,17 @@ def _told_already(error: BaseException) -> bool:
 
 def _complain(text: str, debug: bool) -> None:
     if debug:
-        traceback.print_exc()
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]error:[/] {escape(text)}")
+        from recmtl.uris import redact
+
+        print(redact(traceback.format_exc()), file=sys.stderr)
+    complain(text)
+
+
+def complain(text: str) -> None:
+    """One line on standard error, without the secrets of any address in it."""
+    from recmtl.uris import redact
+
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]error:[/] {escape(redact(text))}")
 
 
 def _complain_of_usage(error: Any, debug: bool) -> None:
@@ -215,7 +259,7 @@ def progress() -> "Progress":
     """A bar on a terminal, lines elsewhere."""
     from recmtl.progress import for_stream
 
-    return for_stream()
+    return noting(for_stream())
 
 
 def print_run(result: "RunResult") -> None:

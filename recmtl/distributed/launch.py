@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from recmtl import children
 from recmtl.errors import RunError
 from recmtl.progress import Progress
 
@@ -34,7 +35,7 @@ _OURS = {1, 2, 3, 130}
 
 
 def launch(arguments: Callable[[], Sequence[str]], *, ranks: int, max_restarts: int, progress: Progress) -> int:
-    """Run ``python -m recmtl ARGUMENTS`` as so many ranks, again after one was lost.
+    """Run ``recmtl ARGUMENTS`` as so many ranks, again after one was lost.
 
     Args:
         arguments: of the command; asked for before every start.
@@ -88,7 +89,8 @@ def _run(arguments: Sequence[str], ranks: int) -> Mapping[int, int]:
     )
     with _environment(ranks), _without_logs():
         try:
-            elastic_launch(config, sys.executable)("-m", "recmtl", *arguments)
+            python, *rest = children.python("from recmtl.cli import main; main()", *arguments)
+            elastic_launch(config, python)(*rest)
         except ChildFailedError as error:
             return {rank: failure.exitcode for rank, failure in error.failures.items()}
         except SignalException as error:
@@ -105,14 +107,14 @@ def _environment(ranks: int) -> Iterator[None]:
     wanted = {"OMP_NUM_THREADS": str(max(1, cores // ranks))}
     if platform.system() == "Linux":
         wanted["GLOO_SOCKET_IFNAME"] = "lo"
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    added[LAUNCHER] = str(os.getpid())
-    os.environ.update(added)
+    before = dict(os.environ)
+    os.environ.update(children.environment({**wanted, **before, LAUNCHER: str(os.getpid())}))
     try:
         yield
     finally:
-        for name in added:
+        for name in os.environ.keys() - before.keys():
             del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager

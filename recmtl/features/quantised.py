@@ -22,7 +22,7 @@ from recmtl.errors import RunError
 from recmtl.features.tables import Pieces, TableShape, check_weights
 from recmtl.settings import Settings
 
-__all__ = ["Precision", "Quantised", "QuantisedTables", "dequantise", "quantise"]
+__all__ = ["Precision", "Quantised", "QuantisedTables", "dequantise", "quantise", "row_scales"]
 
 Precision = Literal["float16", "int8"]
 """How the values of a table are stored."""
@@ -89,8 +89,13 @@ def dequantise(stored: Tensor) -> Tensor:
     """(N, W) float32 of rows as :func:`quantise` stores them."""
     if stored.dtype == torch.float16:
         return stored.float()
-    head_N2 = stored[:, :_HEAD].contiguous().view(torch.float16).float()
+    head_N2 = row_scales(stored).float()
     return torch.addcmul(head_N2[:, 1:], stored[:, _HEAD:].float(), head_N2[:, :1])
+
+
+def row_scales(stored: Tensor) -> Tensor:
+    """(N, 2) float16, scale and bias of rows (N, 4 + W) as :func:`quantise` stores them in 8 bits."""
+    return stored[:, :_HEAD].contiguous().view(torch.float16)
 
 
 class QuantisedTables(nn.Module):

@@ -1,7 +1,7 @@
 """Pieces scored by several processes, each with the package loaded once and its share of the cores.
 
-In: a job and its pieces. Out: the parts, in no particular order. A process is ``python -c "…work()"``; it is told its
-pieces and says what it has done as lines of JSON. It ends when its standard input does, so none outlives the job.
+In: a job and its pieces. Out: the parts, in no particular order. A process calls :func:`work`; it is told its pieces
+and says what it has done as lines of JSON. It ends when its standard input does, so none outlives the job.
 """
 
 import json
@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 
+from recmtl import children
 from recmtl.errors import RunError, UserError
+from recmtl.failures import input_or_output, out_of_memory
 from recmtl.package import load_package
 from recmtl.scoring.inputs import Piece
 from recmtl.scoring.pieces import Job, Scorer, cores
@@ -55,7 +57,7 @@ def score_in_processes(job: Job, pieces: Sequence[Piece], workers: int, done: Ca
 @contextmanager
 def _processes(number: int, threads: int) -> Iterator[list["subprocess.Popen[str]"]]:
     environment = {
-        **os.environ,
+        **children.environment(),
         "POLARS_MAX_THREADS": str(threads),
         "OMP_NUM_THREADS": "1",  # of torch: a batch is one thread's
         "RECMTL_THREADS": str(threads),
@@ -65,7 +67,7 @@ def _processes(number: int, threads: int) -> Iterator[list["subprocess.Popen[str
         for _ in range(number):
             processes.append(
                 subprocess.Popen(  # noqa: S603
-                    [sys.executable, "-c", _PROGRAM],
+                    children.python(_PROGRAM),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
@@ -111,7 +113,9 @@ def _follow(
                     break
     except BrokenPipeError as error:
         code = process.wait()
-        how = f"was killed by signal {-code} (9: perhaps out of memory)" if code < 0 else f"ended with code {code}"
+        how = (
+            f"was killed by signal {-code} (6 and 9: perhaps out of memory)" if code < 0 else f"ended with code {code}"
+        )
         raise RunError(
             f"a scoring process {how}; the same command goes on from here; fewer --workers take less memory"
         ) from error
@@ -139,8 +143,11 @@ def work() -> None:
             say(done=piece.number)
     except (UserError, RunError) as error:
         say(error=str(error), users=isinstance(error, UserError))
-    except OSError as error:
-        say(error=f"{error.filename or 'input or output'}: {error.strerror or error}", users=False)
+    except Exception as error:
+        short, found = out_of_memory(error), input_or_output(error)
+        if short is None and found is None:
+            raise  # a fault of ours, with its traceback
+        say(error=found or f"a scoring process is out of {short}; fewer --workers take less", users=False)
 
 
 def _listen(given: "queue.SimpleQueue[str]") -> None:

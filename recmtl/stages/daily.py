@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import yaml
 
+from recmtl.bounded import read_bytes
 from recmtl.config import RunConfig
 from recmtl.errors import RecmtlError, RefusedError, RunError, UserError
 from recmtl.etl.days import DailyConfig, longest_window, store_of, update
@@ -52,6 +53,8 @@ Status = Literal["promoted", "refused", "not judged", "failed"]
 _OVER: tuple[Status, ...] = ("promoted", "refused", "not judged")
 _EXIT_CODES: Mapping[Status, int] = {"promoted": 0, "refused": 3, "not judged": 3}
 _FORMAT = 1
+_LARGEST_CONFIG = 1 << 22
+"""Bytes of the config in a package beyond which it is not read."""
 
 
 @dataclass(frozen=True)
@@ -435,8 +438,8 @@ def _with_daily(config: RunConfig, **changes: Any) -> RunConfig:
 def _daily_of(package: Path) -> Mapping[str, Any]:
     """The ``daily`` section of the config that a package was trained with; empty where it had none."""
     try:
-        found = yaml.safe_load((package / "config.resolved.yaml").read_text())
-    except (OSError, yaml.YAMLError):
+        found = yaml.safe_load(read_bytes(package / "config.resolved.yaml", largest=_LARGEST_CONFIG))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # a package may hold any YAML
         return {}
     section = found.get("daily") if isinstance(found, dict) else None
     return section if isinstance(section, dict) else {}

@@ -269,7 +269,7 @@ def _places(
         yield Place("model", model, f"{recmtl} predict --model {quoted(model)}{store} {to}")
         yield report_place(path)
     if uri is not None and uri.startswith("http"):
-        yield Place("tracking", redact(uri), f"{quoted(sys.executable)} -m webbrowser {quoted(redact(uri))}")
+        yield Place("tracking", redact(uri), f"{quoted(sys.executable)} -P -m webbrowser {quoted(redact(uri))}")
     elif uri is not None:
         shown = redact(uri)
         yield Place("tracking", shown, f"{quoted(scripts / 'mlflow')} server --backend-store-uri {quoted(shown)}")
@@ -279,7 +279,9 @@ def report_place(path: Path) -> Place:
     """The report in a folder: the page, or before test was evaluated the text."""
     page, text = (path / name for name in ("report.html", "report.md"))
     if page.is_file():
-        return Place("report", str(page), f"{quoted(sys.executable)} -m webbrowser {quoted(page.absolute().as_uri())}")
+        return Place(
+            "report", str(page), f"{quoted(sys.executable)} -P -m webbrowser {quoted(page.absolute().as_uri())}"
+        )
     return Place("report", str(text), f"less {quoted(text.absolute())}")
 
 

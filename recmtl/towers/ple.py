@@ -29,7 +29,7 @@ class PLEConfig(Settings):
 
     kind: Literal["ple"] = "ple"
     """Which tower this is."""
-    num_levels: int = Field(default=2, ge=1)
+    num_levels: int = Field(default=2, ge=1, le=64)
     """How many levels; 1 is customised gate control (CGC)."""
     num_task_experts: int = Field(default=2, ge=1)
     """Experts of each task's own, on every level."""

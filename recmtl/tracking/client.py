@@ -2,6 +2,11 @@
 
 In: a store's address. Out: an ``MlflowClient`` and few words about what goes wrong with it. MLflow is imported here,
 when first used.
+
+This is also the boundary around MLflow. Whatever MLflow, SQLAlchemy, a database's driver or the network raise
+(:func:`is_ours` tells it from a fault of recmtl's), whoever uses the client makes one sentence of it by
+:func:`explain`, and none of their loggers writes anything: they print tracebacks of thousands of lines, and addresses
+with their passwords.
 """
 
 import glob
@@ -16,10 +21,11 @@ from typing import Any
 
 from filelock import FileLock
 
+import recmtl
 from recmtl.errors import UserError
 from recmtl.tracking.base import redact
 
-__all__ = ["connect", "experiment_id", "explain", "globally", "patiently", "quietly"]
+__all__ = ["connect", "experiment_id", "explain", "globally", "is_ours", "patiently", "quietly"]
 
 # What the user has set stands. A dead server then costs a few seconds a try instead of MLflow's several minutes.
 _ENVIRONMENT = {
@@ -32,6 +38,7 @@ _ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "300", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
+_RECMTL = Path(recmtl.__file__).parent
 _set_here: dict[str, str] = {}
 _patience_lock = threading.RLock()
 
@@ -49,13 +56,23 @@ def connect(uri: str) -> Any:
         from mlflow import MlflowClient
 
         if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-            for logger in ("mlflow", "alembic"):
-                logging.getLogger(logger).setLevel(logging.WARNING)
-            # "Retrying (Retry(total=0, …" for a server that is away; our own warning says it once and in words.
-            logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+            # "Retrying (Retry(total=0, …" for a server that is away, tracebacks of a database that is full, and so on:
+            # our own warning or error says it once, in words and without secrets.
+            for logger in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
+                logging.getLogger(logger).setLevel(logging.CRITICAL + 1)
+        if not uri.startswith(("http", "databricks")):
+            _give_up_sooner()
         if uri.startswith("sqlite:"):
             _make_database(_database(uri))
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _give_up_sooner() -> None:
+    """Have MLflow try a database three times instead of ten, each time after twice as long: that took five minutes."""
+    from mlflow.store.db import utils
+
+    if hasattr(utils, "MAX_RETRY_COUNT"):
+        utils.MAX_RETRY_COUNT = min(utils.MAX_RETRY_COUNT, 3)
 
 
 def _make_database(path: Path) -> None:
@@ -126,10 +143,24 @@ def patiently() -> Iterator[None]:
             os.environ.update({name: _set_here[name] for name in ours})
 
 
+def is_ours(error: BaseException) -> bool:
+    """Whether an error was raised by recmtl's own code, and not by what it called."""
+    frame = error.__traceback__
+    if frame is None:
+        return False
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    return Path(frame.tb_frame.f_code.co_filename).is_relative_to(_RECMTL)
+
+
 def explain(error: BaseException) -> str:
     """One line about an error of MLflow's, without secrets."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = redact(lines[0])
+    if isinstance(error, ImportError):
+        text = f"a package is missing here: {text}"
+    elif isinstance(error, KeyError | TypeError | AttributeError | IndexError):  # of what the store answered
+        text = f"{type(error).__name__}: {text}"
     if "Max retries exceeded" in text or "Connection refused" in text:
         reasons = ("Connection refused", "Name or service not known", "timed out", "too many 5", "too many 4")
         text = next((reason for reason in reasons if reason in text), "no connection").replace("too many 5", "error 5")

@@ -36,6 +36,7 @@ from recmtl.tracking.base import (
 )
 from recmtl.tracking.client import connect, experiment_id, explain, patiently, quietly
 from recmtl.tracking.journal import Journal, Sent, now
+from recmtl.uris import shown_uri
 
 __all__ = ["MlflowTracker", "Synced", "open_tracker", "sync"]
 
@@ -102,7 +103,7 @@ class MlflowTracker:
         system_metrics_seconds: float = 0.0,
     ) -> None:
         self.folder = folder
-        self.uri = redact(uri)
+        self.uri = shown_uri(uri)
         """The store's address, without secrets."""
         self.experiment = experiment
         self._store = uri

@@ -35,7 +35,7 @@ import recmtl
 from recmtl.errors import RecmtlError, RefusedError, RunError, UserError
 from recmtl.findings import Report, read_report
 from recmtl.tracking.base import redact, store_uri
-from recmtl.tracking.client import connect, explain, globally, patiently, quietly
+from recmtl.tracking.client import connect, explain, globally, is_ours, patiently, quietly
 
 __all__ = [
     "CHALLENGER",
@@ -687,8 +687,6 @@ def _store(uri: str | None, name: str) -> Iterator[Any]:
         raise _UnknownModelError(
             f"{name}: there is no tracking store at {address}; name it with --tracking-uri or MLFLOW_TRACKING_URI"
         )
-    from mlflow.exceptions import MlflowException
-
     try:
         client = connect(address)
         with quietly(), patiently(), globally(address):
@@ -696,7 +694,9 @@ def _store(uri: str | None, name: str) -> Iterator[Any]:
             yield client
     except RecmtlError:
         raise
-    except (MlflowException, OSError) as error:
+    except Exception as error:
+        if is_ours(error):
+            raise
         raise RunError(f"{name} on {redact(address)}: {explain(error)}") from error
 
 

@@ -28,7 +28,7 @@ from recmtl.package import Contents, recover_package, verify_package
 from recmtl.settings import Settings
 from recmtl.tracking.base import RegisteredVersion, redact, store_uri
 from recmtl.tracking.card import model_card
-from recmtl.tracking.client import connect, experiment_id, explain, globally, patiently, quietly
+from recmtl.tracking.client import connect, experiment_id, explain, globally, is_ours, patiently, quietly
 from recmtl.tracking.gate import GateConfig, verdict_tags
 from recmtl.tracking.promotion import CHAMPION, LEDGER, REPORTS, announce, has_ledger
 
@@ -131,7 +131,9 @@ def register(
         if error.error_code == "INVALID_PARAMETER_VALUE":
             raise UserError(f"registry.model {model!r}: {redact(uri)} refuses it: {explain(error)}") from error
         raise NotRegisteredError(f"cannot register on {redact(uri)}: {explain(error)}") from error
-    except OSError as error:
+    except Exception as error:
+        if is_ours(error):
+            raise
         raise NotRegisteredError(f"cannot register on {redact(uri)}: {explain(error)}") from error
 
 
@@ -421,7 +423,11 @@ def resolve(model: str, tracking_uri: str | None = None, *, folder: Path) -> Pat
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise UserError(f"{model}: not found on {redact(uri)}: {explain(error)}") from error
         raise RunError(f"{model}: cannot fetch it from {redact(uri)}: {explain(error)}") from error
-    except OSError as error:
+    except RecmtlError:
+        raise
+    except Exception as error:
+        if is_ours(error):
+            raise
         raise RunError(f"{model}: cannot fetch it from {redact(uri)}: {explain(error)}") from error
     contents = verify_package(path)
     if contents.digest != expected:

@@ -1,7 +1,7 @@
 """The package tried as whoever serves it has it: in a process that has nothing else.
 
-In: a package's folder (or an MLflow model with one in it), some raw rows, and what the evaluation predicted for them.
-Out: checks for the gate: it loads without what only training needs, predicts the same, and how long that takes. The
+In: a package's folder (or an MLflow model with one in it, if the caller says that it is one), some raw rows, and what
+the evaluation predicted for them. Nothing in the folder decides whether code from it is run. Out: checks for the gate: it loads without what only training needs, predicts the same, and how long that takes. The
 process runs Python isolated (``-I``: no PYTHON… variables, no folder of the caller's on the path) from an empty folder.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-import recmtl
+from recmtl import children
 from recmtl.findings import Check
 from recmtl.tracking.gate import PackageChecks
 
@@ -32,7 +32,6 @@ _CHILD = """
 import json, sys, time
 
 wish = json.loads(sys.argv[1])
-sys.path.insert(0, wish["source"])
 from pathlib import Path
 
 began = time.perf_counter()
@@ -44,9 +43,10 @@ if wish["mlflow"]:
     warnings.simplefilter("ignore")
     import mlflow.pyfunc
 
-    model = mlflow.pyfunc.load_model(wish["folder"])
+    model = mlflow.pyfunc.load_model(wish["folder"])  # with the recmtl that the model brings along
     predict = lambda rows: pl.from_pandas(model.predict(rows.to_pandas()))
 else:
+    exec(wish["bootstrap"])
     from recmtl.package import load_package
 
     predict = load_package(Path(wish["folder"])).predict
@@ -72,15 +72,19 @@ Path(wish["said"]).write_text(json.dumps(said))
 """
 
 
-def trial(package: Path, rows: pl.DataFrame, expected: pl.DataFrame, config: PackageChecks) -> tuple[Check, ...]:
+def trial(
+    package: Path, rows: pl.DataFrame, expected: pl.DataFrame, config: PackageChecks, *, mlflow: bool = False
+) -> tuple[Check, ...]:
     """Try a package in a process of its own.
 
     Args:
-        package: its folder; or an MLflow model's folder, which is then loaded as MLflow serves it.
+        package: its folder, or with ``mlflow`` that of an MLflow model.
         rows: raw columns, as the package takes them; the first ``config.rows`` are used.
         expected: what the evaluation predicted for the same rows in the same order: columns of the package's
             predictions, all or some. Other columns are not looked at.
         config: tolerance, time and bounds of the latency.
+        mlflow: the folder is an MLflow model of this process's own making, to be loaded as MLflow serves it, which runs
+            the code in it.
 
     Returns:
         ``package loads`` and, where it did, ``package predicts the same`` and a check per latency (not judged, but with
@@ -91,7 +95,7 @@ def trial(package: Path, rows: pl.DataFrame, expected: pl.DataFrame, config: Pac
         folder = Path(temporary)
         rows.write_parquet(folder / "rows.parquet")
         began = time.perf_counter()
-        said = _run(package, folder, config)
+        said = _run(package, folder, config, mlflow)
         if isinstance(said, str):
             return (_check("package loads", False, f"The package does not work in a fresh process: {said}."),)
         predictions = pl.read_parquet(folder / "predictions.parquet", glob=False)
@@ -112,15 +116,12 @@ def trial(package: Path, rows: pl.DataFrame, expected: pl.DataFrame, config: Pac
     return tuple(checks)
 
 
-def _run(package: Path, folder: Path, config: PackageChecks) -> dict[str, Any] | str:
+def _run(package: Path, folder: Path, config: PackageChecks, mlflow: bool) -> dict[str, Any] | str:
     """What the process measured, or in words why it did not."""
-    package = package.absolute()
-    mlflow = (package / "MLmodel").is_file()
     wish = {
-        "folder": str(package),
+        "folder": str(package.absolute()),
         "mlflow": mlflow,
-        # An MLflow model brings recmtl's source along, and this recmtl's must not come first.
-        "source": str(package / "code" if mlflow else Path(recmtl.__file__).parents[1]),
+        "bootstrap": children.bootstrap(),
         "rows": str(folder / "rows.parquet"),
         "predictions": str(folder / "predictions.parquet"),
         "said": str(folder / "said.json"),

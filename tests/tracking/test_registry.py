@@ -329,7 +329,7 @@ def test_no_code_of_the_registry_is_run(registered: RegisteredVersion, uri: str,
 def test_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with (
-        pytest.raises(RunError, match=r"cannot fetch it from http://\*\*\*@127"),
+        pytest.raises(RunError, match=r"cannot fetch it from http://127"),
         resolved("models:/a@b", "http://ann:s3cret@127.0.0.1:9"),
     ):
         pass

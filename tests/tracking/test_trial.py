@@ -104,6 +104,6 @@ def test_a_package_that_does_not_load(saved: Path, rows: pl.DataFrame, expected:
 def test_the_mlflow_model(uri: str, saved: Path, rows: pl.DataFrame, expected: pl.DataFrame, tmp_path: Path) -> None:
     register(saved, "ranker", None, uri=uri)
     (model,) = (tmp_path / "store" / "mlartifacts").rglob("MLmodel")
-    (loads, same) = trial(model.parent, rows, expected, QUIET)
+    (loads, same) = trial(model.parent, rows, expected, QUIET, mlflow=True)
     assert loads.passed is True, loads.text
     assert same.passed is True, same.text

@@ -1,0 +1,158 @@
+"""What an error of the operating system or of a library means, in one sentence: which file, what to do.
+
+In: any exception. Out: a sentence, where the exception is input or output that failed or memory that was short, else
+None: then it is a fault of recmtl's. Polars, Arrow, safetensors and SQLite each wrap errors of the operating system in
+a class of their own, mostly without the file's name: it is looked for where they were called.
+
+Importing this imports none of them.
+"""
+
+import errno
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import PurePath
+from types import TracebackType
+
+__all__ = ["advice", "input_or_output", "out_of_memory"]
+
+_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
+_FOREIGN = {
+    ("polars", "ComputeError"),
+    ("pyarrow", "ArrowInvalid"),
+    ("pyarrow", "ArrowIOError"),
+    ("safetensors", "SafetensorError"),
+    ("sqlite3", "Error"),
+    ("zlib", "error"),
+    ("lzma", "LZMAError"),
+    ("gzip", "BadGzipFile"),
+}
+"""Libraries' errors about the content of a file: package and class, or a class above it."""
+_DAMAGED = ("parquet", "ipc", "magic", "thrift", "page", "snappy", "zstd", "gzip", "header", "corrupt", "malformed")
+"""Words of such errors that are about a file rather than about a calculation."""
+_ADVICE = {
+    errno.ENOSPC: "make room on this disk, then run the same command again",
+    errno.EDQUOT: "the quota is used up: make room, then run the same command again",
+    errno.EIO: "the disk, or the network behind it, failed: run the same command again when it works",
+    errno.ESTALE: "the network file system lost it: run the same command again",
+    errno.ETIMEDOUT: "the network file system does not answer: run the same command again when it does",
+    errno.EACCES: "whoever runs this must be permitted to read or write here",
+    errno.EPERM: "whoever runs this must be permitted to read or write here",
+    errno.EROFS: "this disk cannot be written to: choose another folder",
+    errno.EMFILE: "too many files are open in this process: raise the limit (`ulimit -n 65536`)",
+    errno.ENFILE: "too many files are open on this machine: raise the limit, or close other programs",
+    errno.ENOENT: "was it removed or moved meanwhile?",
+    errno.ENOMEM: "memory is short",
+}
+_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|cannot allocate memory|out of memory|failed to allocate|alloc\w* of "
+    r"(?:size )?\d+ (?:bytes )?failed|std::bad_alloc|memory allocation",
+    re.IGNORECASE,
+)
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What was short of memory: ``memory``, or ``memory of the GPU``; None where the error is another.
+
+    Args:
+        error: MemoryError, torch's or Arrow's likes of it, or an error that says so in words.
+    """
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return "memory"
+    names = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
+    text = str(error)
+    if ("torch", "OutOfMemoryError") in names or (isinstance(error, RuntimeError) and "CUDA out of memory" in text):
+        return "memory of the GPU"
+    if isinstance(error, MemoryError):
+        return "memory"
+    native = isinstance(error, RuntimeError) or names & {("polars", "PolarsError"), ("pyo3_runtime", "PanicException")}
+    return "memory" if native and _MEMORY.search(text) else None
+
+
+def input_or_output(error: BaseException) -> str | None:
+    """The file, what is the matter with it, and what to do; None where the error is no input or output.
+
+    Args:
+        error: an OSError, or an error of a library about a file.
+    """
+    number = _number(error)
+    if number is None and not isinstance(error, OSError) and not _is_about_a_file(error):
+        return None
+    path = _path(error)
+    if number is not None:
+        reason = os.strerror(number)
+    elif isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    else:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:300]
+    what = advice(number) if number is not None else _advice_of(error, reason)
+    return f"{path or 'input or output'}: {reason}" + (f"; {what}" if what else "")
+
+
+def advice(number: int) -> str:
+    """What to do about an error of the operating system, by its number; empty where nothing can be said."""
+    return _ADVICE.get(number, "")
+
+
+def _number(error: BaseException) -> int | None:
+    """The operating system's number of an error, in whatever it is wrapped."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if isinstance(error, OSError) or _package(error) in {package for package, _ in _FOREIGN}:
+        found = _IN_TEXT.search(str(error))
+        if found is not None:
+            return int(found.group(1) or found.group(2))
+        if "database or disk is full" in str(error):
+            return errno.ENOSPC
+        if "disk I/O error" in str(error):
+            return errno.EIO
+    return None
+
+
+def _package(error: BaseException) -> str:
+    module = type(error).__module__.partition(".")[0]
+    return "safetensors" if type(error).__name__ == "SafetensorError" else module
+
+
+def _is_about_a_file(error: BaseException) -> bool:
+    names = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
+    names.add((_package(error), type(error).__name__))
+    if not names & _FOREIGN:
+        return False
+    package = _package(error)
+    return package not in ("polars", "pyarrow") or any(word in str(error).lower() for word in _DAMAGED)
+
+
+def _advice_of(error: BaseException, reason: str) -> str:
+    if "locked" in reason:
+        return "another process holds it: run the same command again when that is done"
+    if _package(error) == "sqlite3" and "unable to open" in reason:
+        return "the folder must be there, and whoever runs this permitted to write in it"
+    return "" if isinstance(error, OSError) else "is the file damaged? Make or fetch it anew, then run the same command"
+
+
+def _path(error: BaseException) -> str | None:
+    """The file that an error is about: as it says itself, else what the code that called the library held."""
+    names = [
+        os.fsdecode(name)
+        for name in (getattr(error, "filename", None), getattr(error, "filename2", None))
+        if isinstance(name, str | bytes | os.PathLike)
+    ]
+    if names:
+        return " → ".join(names)
+    frames = [frame.tb_frame for frame in _frames(error.__traceback__)]
+    for frame in reversed(frames):
+        values = list(frame.f_locals.values())
+        files = [value.name for value in values if isinstance(value, io.IOBase) and hasattr(value, "name")]
+        paths = [value for value in values if isinstance(value, PurePath)]
+        for found in (*files, *paths):
+            if isinstance(found, str | PurePath):
+                return str(found)
+    return None
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[TracebackType]:
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
