@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, cast
 
 import psutil
 
@@ -69,14 +69,15 @@ class Files:
     """
 
     def open(self, path: Path, mode: Literal["wb", "ab", "rb+"]) -> BinaryIO:
-        """Open a file to write in it."""
-        return path.open(mode)
+        """Open a file to write in it, without a buffer: what fails to be written is not tried again later."""
+        return cast(BinaryIO, path.open(mode, buffering=0))
 
     def write(self, file: BinaryIO, data: bytes) -> None:
         """Write all of the data and hand it to the operating system: it outlives the process, not yet the machine."""
         with _naming(Path(file.name)):
-            file.write(data)
-            file.flush()
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
 
     def fsync(self, path: Path) -> None:
         """Wait until a file's content, or a folder's list of names, is on the disk."""
