@@ -151,6 +151,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object], d
     return kill
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the dead process's threads
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_kill_on_either_side_of_a_marker_changes_nothing(

@@ -18,7 +18,7 @@ from typing import Any
 from recmtl import durable
 from recmtl.errors import RunError
 
-__all__ = ["Journal", "Sent", "is_over", "last_status"]
+__all__ = ["Journal", "Sent", "is_over", "last_status", "wish_key"]
 
 
 class Journal:
@@ -39,6 +39,8 @@ class Journal:
         self.artifacts: dict[str, str] = {}
         """Artifact to the hash of the file when it was last told."""
         self.datasets: dict[str, str] = {}
+        self.wishes: dict[tuple[str, str, str | None], Mapping[str, Any]] = {}
+        """What was wished to be registered to the last wish for it: the ones before it are void."""
         self.status = "RUNNING"
         self._lock = threading.Lock()
         self._repair()
@@ -132,6 +134,8 @@ class Journal:
                 self.artifacts[record["name"]] = record["sha256"]
             case "dataset":
                 self.datasets[record["name"]] = record["digest"]
+            case "register":
+                self.wishes[wish_key(record)] = record
             case "status":
                 self.status = record["status"]
 
@@ -201,6 +205,11 @@ def last_status(path: Path) -> str | None:
                     record = json.loads(line)
                     found = record["status"] if record.get("kind") == "status" else found
     return found
+
+
+def wish_key(record: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """Package, model and alias of a wish to register."""
+    return record["package"], record["model"], record["alias"]
 
 
 def _checked(state: Any) -> dict[str, Any]:

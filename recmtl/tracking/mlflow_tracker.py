@@ -36,7 +36,7 @@ from recmtl.tracking.base import (
     store_uri,
 )
 from recmtl.tracking.client import connect, experiment_id, explain, patiently, quietly
-from recmtl.tracking.journal import Journal, Sent, is_over, now
+from recmtl.tracking.journal import Journal, Sent, is_over, now, wish_key
 
 __all__ = ["MlflowTracker", "Synced", "deliver", "open_tracker", "sync"]
 
@@ -277,7 +277,8 @@ class MlflowTracker:
         if self._journal.status != "RUNNING":
             self._journal.append({"kind": "status", "status": "RUNNING", "time": now()})
         try:
-            self._send(surface=True)
+            # A wish to register that is still open waits: the package may be about to be made again.
+            self._send(surface=True, registering=False)
         except BaseException:
             self.kill()
             raise
@@ -487,6 +488,8 @@ class MlflowTracker:
                 self._upload(record)
             case "dataset":
                 self._log_dataset(record)
+            case "register" if self._journal.wishes[wish_key(record)] != record:
+                pass  # the package has been evaluated or made again since, and wished for again
             case "register":
                 with patiently():
                     version = registry.register(
