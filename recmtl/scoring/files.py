@@ -154,9 +154,7 @@ def predict_files(
             durable.remove(work)
             return found
         _check_output(output, files, overwrite or found is not None)
-        return _make(
-            package, state, files, keep, written, calibrated, top, csv, style, workers, output, work, progress
-        )
+        return _make(package, state, files, keep, written, calibrated, top, csv, style, workers, output, work, progress)
 
 
 def _make(

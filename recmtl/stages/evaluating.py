@@ -287,11 +287,12 @@ def _named(models: Sequence[str]) -> dict[str, str]:
 
 def _prepared(config: RunConfig | None, data: Path | None, progress: Progress) -> tuple[Path, Manifest]:
     if data is not None:
+        durable.recover(data)
         if not (data / "manifest.json").is_file():
             raise UserError(
                 f"--data {data}: no prepared dataset here (manifest.json is missing); `recmtl prepare` first"
             )
-        return data, Manifest.read_from(data)
+        return data, Manifest.opened(data)
     if config is None:
         raise UserError("evaluate: --data is missing: the prepared dataset to evaluate on (or give a config)")
     prepared = prepare(config, progress=progress)

@@ -127,7 +127,7 @@ def _quantise(package: Package, precision: Precision, output: Path, data: Path |
     after: TaskMetrics = {}
     fingerprint, rows = None, 0
     if data is not None:
-        manifest = Manifest.read_from(data)
+        manifest = Manifest.opened(data)
         fingerprint, rows = manifest.fingerprint, manifest.splits["validation"].rows
         before, after = (_metrics(each, data, manifest, progress) for each in (package, smaller))
     was = sum(tensor.nbytes for tensor in package.model.tensors().values())
@@ -195,7 +195,7 @@ def _real_rows(package: Package, data: Path | None) -> list[tuple[int, dict[str,
     """The first validation rows, as the package encodes them, after their number."""
     if data is None:
         return []
-    for frame in raw_frames(data, Manifest.read_from(data), "validation"):
+    for frame in raw_frames(data, Manifest.opened(data), "validation"):
         if frame.height:
             rows = frame.head(_REAL)
             return [(rows.height, inputs(to_batch(package.encode(rows), package.schema, None), package.schema))]
