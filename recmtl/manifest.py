@@ -34,13 +34,16 @@ Columns of an encoded shard (names of features and tasks are :data:`recmtl.setti
 """
 
 import hashlib
+import json
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from recmtl import durable
 from recmtl.errors import RunError
 from recmtl.schema import Feature, Schema
 from recmtl.settings import Settings
+from recmtl.statistics import Statistics
 from recmtl.tasks import Task, Tasks
 
 __all__ = ["SPLITS", "Manifest", "Shard", "SplitSummary", "TaskSummary", "file_hash", "inside"]
@@ -137,6 +140,8 @@ class Manifest(Settings):
     truth: str | None = None
     """synthetic: the Parquet file with each row's true probabilities, as an absolute path."""
     versions: dict[str, str] = {}
+    digest: str | None = None
+    """SHA-256 of all the rest, written with it; None in memory, and in manifests from before there was one."""
 
     @property
     def schema_(self) -> Schema:
@@ -149,8 +154,49 @@ class Manifest(Settings):
         return Tasks(self.tasks)
 
     def write(self, folder: Path) -> None:
-        """Write ``manifest.json`` under ``folder``."""
-        (folder / "manifest.json").write_text(self.model_dump_json(indent=2) + "\n")
+        """Write ``manifest.json`` under ``folder``, with its own hash."""
+        whole = self.model_copy(update={"digest": self._own_digest()})
+        durable.write_file(folder / "manifest.json", whole.model_dump_json(indent=2) + "\n")
+
+    def _own_digest(self) -> str:
+        content = self.model_dump(mode="json", exclude={"digest"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def verify(self, folder: Path) -> None:
+        """Compare every file of the dataset under ``folder`` with what this manifest says of it.
+
+        Reads every byte once: about a second per GB.
+
+        Raises:
+            RunError: a shard or the statistics are gone or damaged.
+        """
+        for split in self.splits.values():
+            for shard in (*split.shards, *split.raw_shards):
+                try:
+                    found = file_hash(inside(folder, shard.path))
+                except OSError as error:
+                    raise RunError(f"{folder / shard.path}: cannot be read ({error.strerror})") from error
+                if found != shard.sha256:
+                    raise RunError(f"{folder / shard.path}: damaged, its hash is not the manifest's")
+        if Statistics.load(folder / "statistics").fingerprint() != self.statistics:
+            raise RunError(f"{folder / 'statistics'}: damaged, they are not those of the manifest")
+
+    @classmethod
+    def opened(cls, folder: Path) -> "Manifest":
+        """The manifest of a dataset whose every file is as it was prepared.
+
+        Raises:
+            RunError: there is none, or a file is damaged; says what to do.
+        """
+        durable.recover(folder)
+        try:
+            manifest = cls.read_from(folder)
+            manifest.verify(folder)
+        except RunError as error:
+            if not (folder / "manifest.json").exists():
+                raise
+            raise RunError(f"{error}; `recmtl prepare` with its config builds {folder} again") from error
+        return manifest
 
     @classmethod
     def read_from(cls, folder: Path) -> "Manifest":
@@ -161,7 +207,10 @@ class Manifest(Settings):
         """
         path = folder / "manifest.json"
         try:
-            manifest = cls.model_validate_json(path.read_text())
+            manifest = cls.model_validate_json(path.read_bytes())
+            if manifest.digest is not None and manifest.digest != manifest._own_digest():
+                raise RunError(f"{path}: damaged, it does not have the hash that it states")
+            manifest = manifest.model_copy(update={"digest": None})
         except FileNotFoundError as error:
             raise RunError(f"{folder}: no prepared dataset here (manifest.json is missing)") from error
         except (OSError, ValidationError) as error:

@@ -16,7 +16,6 @@ These names are all that a package may hold: it is data, and no file in it is ev
 ``hashes.json``; nothing is read before that holds.
 """
 
-import glob
 import hashlib
 import itertools
 import json
@@ -25,7 +24,6 @@ import os
 import re
 import shutil
 import threading
-import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -42,6 +40,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 import recmtl
+from recmtl import durable
 from recmtl.bounded import parse_json, read_bytes, read_model
 from recmtl.calibration import Calibrations
 from recmtl.errors import RunError, UserError
@@ -69,7 +68,6 @@ __all__ = [
     "common_tasks",
     "load_package",
     "recover_package",
-    "replacing",
     "save_package",
     "verify_package",
     "with_calibration",
@@ -211,7 +209,7 @@ def save_package(
         versions={"recmtl": recmtl.__version__, "torch": torch.__version__.partition("+")[0]},
     )
     _remove_leftovers(folder)
-    with replacing(folder) as temporary:
+    with durable.replacing(folder) as temporary:
         # Cloned: two names may share storage, which safetensors refuses.
         whole = model.tensors() if isinstance(model, Model) else model
         tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in whole.items()}
@@ -311,11 +309,11 @@ def _rewritten(
         check_output(place)
     _remove_leftovers(place)
     hashes = _read_hashes(folder)
-    with replacing(place) as temporary:
+    with durable.replacing(place) as temporary:
         # In place, the new folder's unchanged files are the old one's: nothing of the model's size is written.
         shutil.copytree(folder, temporary, copy_function=shutil.copy2 if apart else _linked, dirs_exist_ok=True)
         for name, text in texts.items():
-            (temporary / name).unlink(missing_ok=True)
+            durable.remove(temporary / name)  # never written through: it may be the old folder's too
             hashes.pop(name, None)
             if text is not None:
                 (temporary / name).write_text(text)
@@ -324,10 +322,10 @@ def _rewritten(
             from safetensors.torch import save_file
 
             _check_finite(place, tensors)
-            (temporary / _WEIGHTS).unlink()  # a file of its own: it may be linked to the old one's
+            durable.remove(temporary / _WEIGHTS)  # a file of its own: it may be linked to the old one's
             save_file(dict(tensors), str(temporary / _WEIGHTS))
             hashes[_WEIGHTS] = file_hash(temporary / _WEIGHTS)
-        (temporary / _HASHES).unlink()  # never written through: it may be the old folder's too
+        durable.remove(temporary / _HASHES)
         _write_hashes(temporary, dict(sorted(hashes.items())))
     return verify_package(place)
 
@@ -947,48 +945,27 @@ def _missing(value: Any) -> bool:
     return bool(pd.api.types.is_scalar(value) and pd.isna(value))
 
 
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place at the end, or is removed on an error."""
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        old = folder.with_name(f"{temporary.name.removesuffix('.tmp')}.old")
-        while True:
-            if folder.exists():
-                folder.rename(old)
-            try:
-                temporary.rename(folder)
-                break
-            except OSError:  # a reader that found no folder here may have put the old one back meanwhile
-                if not folder.exists():
-                    raise
-        if old.exists():  # under this name while it stands for the folder, and no longer
-            old.rename(temporary)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def recover_package(folder: Path) -> None:
-    """Put back the package that :func:`replacing` had moved away when it was killed, where there is just one such."""
+    """Put back the package that a kill left beside its place (:func:`recmtl.durable.recover`)."""
     if folder.exists():
         return
-    pattern = rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.old"
-    aside = [
-        path
-        for path in folder.absolute().parent.glob(".*.old")
-        if re.fullmatch(pattern, path.name) and (path / _HASHES).is_file()
-    ]
-    if len(aside) == 1:
+    durable.recover(folder)
+    aside = [path for path in _of_older_versions(folder, "old") if (path / _HASHES).is_file()]
+    if not folder.exists() and len(aside) == 1:
         with suppress(OSError):  # it was put back by another process, or may not be
-            aside[0].rename(folder)
+            durable.files.rename(aside[0], folder)
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What :func:`replacing` left behind when it was killed."""
-    for path in folder.absolute().parent.glob(f".{glob.escape(folder.name)}.*"):
-        if re.fullmatch(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.(tmp|old)", path.name):
-            shutil.rmtree(path)
+    """What a kill left behind while a package was replaced."""
+    recover_package(folder)
+    durable.remove_litter(folder.absolute().parent, folder.name)
+    for path in _of_older_versions(folder, "tmp|old"):
+        durable.remove(path)
+
+
+def _of_older_versions(folder: Path, kinds: str) -> list[Path]:
+    """Folders that recmtl 0.1 was replacing this one by; it did not note whose they are."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.({kinds})")
+    parent = folder.absolute().parent
+    return [path for path in parent.iterdir() if pattern.fullmatch(path.name)] if parent.is_dir() else []

@@ -2,12 +2,14 @@
 
 In: a folder and a config. Out: :class:`RunFolder`, held under a lock, whose state file says which stages are done. The
 same config and data find their own unfinished run here; another config or other data is refused.
+
+A stage is noted as done when all that it leaves is on the disk and with the tracker, and not before: a stage that a
+kill cut short is done again, and every stage may be done twice.
 """
 
 import json
-import os
+import re
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -17,11 +19,13 @@ from typing import Any
 
 import yaml
 
+from recmtl import durable
 from recmtl.errors import RunError, UserError
 from recmtl.group import ONE, Group
 from recmtl.locks import held
+from recmtl.progress import Progress, Silent
 
-__all__ = ["RunFolder", "holds_run", "open_run", "write_atomically"]
+__all__ = ["RunFolder", "holds_run", "open_run"]
 
 _STATE = "run.json"
 _FORMAT = 1
@@ -39,6 +43,10 @@ _OWN = (
 )
 """All that a run writes here, and so all that ``--overwrite`` may remove; logs, prepared data and the tracking store
 may lie in the same folder and stay."""
+_OLDER_LITTER = re.compile(
+    rf"\.({'|'.join(re.escape(name) for name in _OWN)})\.\d+\.tmp|\.package\.[0-9a-f]{{8}}\.(tmp|old)|\.scored-\w+"
+)
+"""Temporary names of recmtl 0.1, which did not note whose they are."""
 
 
 class RunFolder:
@@ -85,15 +93,20 @@ class RunFolder:
         self._state = group.broadcast(self._state)
 
     def finish(self, stage: str, detail: Any = None) -> None:
-        """Note that a stage is done, with what later callers need to know of it (plain data)."""
+        """Note that a stage is done, with what later callers need to know of it (plain data).
+
+        Call it last: whatever the stage leaves must be on the disk by then, for nobody does it after a kill.
+        """
         self._state["done"][stage] = detail if detail is not None else True
         self._save()
 
     def reopen(self, *stages: str) -> None:
-        """Note that stages are to be done again."""
-        for stage in stages:
-            self._state["done"].pop(stage, None)
-        self._save()
+        """Note that stages are to be done again, those of them that were done."""
+        done = [stage for stage in stages if stage in self._state["done"]]
+        for stage in done:
+            del self._state["done"][stage]
+        if done:
+            self._save()
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -136,26 +149,25 @@ class RunFolder:
     def read_metrics(self) -> dict[str, Any]:
         """``metrics.json``, or an empty record."""
         try:
-            metrics = json.loads((self.path / "metrics.json").read_text())
+            metrics = json.loads((self.path / "metrics.json").read_bytes())
+            if not isinstance(metrics, dict):
+                raise ValueError("it holds no JSON object")
         except FileNotFoundError:
             return {}
-        except ValueError as error:
-            raise RunError(
-                f"{self.path / 'metrics.json'}: damaged ({error}); `recmtl evaluate` writes it anew"
-            ) from error
-        assert isinstance(metrics, dict)
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{self.path / 'metrics.json'}: damaged ({error}); `recmtl run` writes it anew") from error
         return metrics
 
-    def update_metrics(self, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace these parts of ``metrics.json`` and write it whole; returns all of it."""
-        metrics = self.read_metrics() | dict(parts)
+    def update_metrics(self, parts: Mapping[str, Any], *, anew: bool = False) -> dict[str, Any]:
+        """Replace these parts of ``metrics.json``, with ``anew`` all of it, and write it whole; returns all of it."""
+        metrics = dict(parts) if anew else self.read_metrics() | dict(parts)
         if self._writes:
-            write_atomically(self.path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+            durable.write_file(self.path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
         return metrics
 
     def _save(self) -> None:
         if self._writes:
-            write_atomically(self.path / _STATE, json.dumps(self._state, indent=2) + "\n")
+            durable.write_file(self.path / _STATE, json.dumps(self._state, indent=2) + "\n")
 
 
 def holds_run(path: Path) -> bool:
@@ -172,6 +184,7 @@ def open_run(
     fingerprint: str,
     overwrite: bool = False,
     group: Group = ONE,
+    progress: Progress | None = None,
 ) -> Iterator[RunFolder]:
     """Hold a run's folder, made where it does not exist.
 
@@ -182,6 +195,7 @@ def open_run(
         fingerprint: of the config; what decides whether the run in the folder is this one.
         overwrite: remove what a run left here, of whatever config, and begin anew.
         group: the ranks that train; rank 0 holds the folder for all.
+        progress: is told where the state is damaged, and the run goes on from what else is there.
 
     Raises:
         UserError: another process works in the folder; it holds a run of another config and ``overwrite`` is not set;
@@ -191,7 +205,7 @@ def open_run(
         yield RunFolder(path, group.broadcast({}), writes=False)
         return
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(path)
     except OSError as error:
         raise UserError(f"--output {path}: cannot make this folder ({error.strerror})") from error
     try:  # before the lock, which takes a folder that refuses it for one that is held
@@ -203,7 +217,8 @@ def open_run(
         raise UserError(f"{path}: another recmtl process works in this folder; wait for it, or give another --output")
 
     with held(path / ".lock", busy):
-        state = None if overwrite else _read_state(path)
+        _tidy(path)
+        state = None if overwrite else _read_state(path, config_yaml, fingerprint, progress or Silent())
         if state is not None and state["config"] != fingerprint:
             raise UserError(
                 f"{path}: this folder holds a run of another config ({_difference(path, config)}); give another "
@@ -211,22 +226,12 @@ def open_run(
             )
         if state is None:
             _clear(path)
-            state = {"format": _FORMAT, "config": fingerprint, "data": None, "done": {}, "seconds": {}}
+            state = _fresh(fingerprint)
         folder = RunFolder(path, state)
-        write_atomically(path / "config.resolved.yaml", config_yaml)
+        durable.write_file(path / "config.resolved.yaml", config_yaml)
         folder._save()
         folder.follow(group)
         yield folder
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a killed process, sees the old one or the new one and no half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _peak_memory_mb() -> float:
@@ -234,29 +239,63 @@ def _peak_memory_mb() -> float:
     return round(kib / (1024 if sys.platform != "darwin" else 1024**2), 1)
 
 
-def _read_state(path: Path) -> dict[str, Any] | None:
+def _fresh(fingerprint: str) -> dict[str, Any]:
+    return {"format": _FORMAT, "config": fingerprint, "data": None, "done": {}, "seconds": {}}
+
+
+def _read_state(path: Path, config_yaml: str, fingerprint: str, progress: Progress) -> dict[str, Any] | None:
+    """The state of the run that is here; None for none. A damaged one is made anew where the config is this one's."""
     try:
-        state = json.loads((path / _STATE).read_text())
+        state = json.loads((path / _STATE).read_bytes())
         if state["format"] != _FORMAT:
             raise UserError(f"{path}: this run was made by a newer recmtl; give another --output, or --overwrite")
-        assert {"config", "data", "done", "seconds"} <= set(state)
+        _check_state(state)
         return dict(state)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise RunError(f"{path / _STATE}: damaged ({error}); remove the folder, or give another --output") from error
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if _text_of(path / "config.resolved.yaml") != config_yaml:
+            raise RunError(
+                f"{path / _STATE}: damaged ({error}), and nothing says that the run in this folder is of this config; "
+                "give another --output, or --overwrite to begin anew"
+            ) from error
+        # Its checkpoints say themselves of which config and data they are, and all stages may be done twice.
+        progress.warn(f"{path / _STATE}: damaged ({error}); the run goes on at its last checkpoint")
+        return _fresh(fingerprint)
+
+
+def _check_state(state: Any) -> None:
+    """Raise ValueError, KeyError or TypeError where this is no state."""
+    if not (isinstance(state["config"], str) and isinstance(state["data"], str | None)):
+        raise TypeError("config and data must be texts")
+    if not (isinstance(state["done"], dict) and isinstance(state["seconds"], dict)):
+        raise TypeError("done and seconds must be objects")
+    if not all(isinstance(seconds, int | float) for seconds in state["seconds"].values()):
+        raise TypeError("seconds must be numbers")
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _clear(path: Path) -> None:
     # The state goes first: what a kill leaves behind is then no run at all, and is cleared by the next.
     for name in _OWN:
-        target = path / name
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
+        durable.remove(path / name)
+
+
+def _tidy(path: Path) -> None:
+    """Remove what killed processes left here; the run's lock is held, so none is at work."""
+    durable.recover(path / "package")
+    durable.remove_litter(path, held=True)
+    for litter in [found for found in path.iterdir() if _OLDER_LITTER.fullmatch(found.name)]:
+        if litter.suffix != ".old" or (path / "package").exists():
+            durable.remove(litter)
 
 
 def _difference(path: Path, config: Mapping[str, Any]) -> str:

@@ -1,11 +1,13 @@
 """Shared by every room's tests: a small model of every kind of feature and task, made without any training."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from recmtl import durable
 from recmtl.manifest import Columns
 from recmtl.model import Model, ModelConfig, build_model
 from recmtl.package import save_package
@@ -119,3 +121,73 @@ def sample() -> Sample:
 def saved(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample's package on disk; not to be changed."""
     return sample.save(tmp_path_factory.mktemp("sample") / "package")
+
+
+class Killed(BaseException):
+    """The process ends here, as far as a test is concerned: no `except` of ours is meant to catch it."""
+
+
+class Dying(durable.Files):
+    """Lets some operations through, then kills; a dead process does nothing more, so all that follow are refused.
+
+    Args:
+        at: number of the operation, from 0, that kills; None: never.
+        after: whether that operation is still done.
+        fail: raise this error at that operation once, and go on, instead of killing.
+    """
+
+    def __init__(self, at: int | None = None, *, after: bool = False, fail: OSError | None = None) -> None:
+        self.at, self.after, self.fail = at, after, fail
+        self.done: list[tuple[str, str]] = []
+        """(operation, name) of each, in order."""
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name not in ("open", "write", "fsync", "rename", "link", "mkdir", "unlink", "rmdir"):
+            return found
+
+        def operation(*arguments: Any) -> Any:
+            number = len(self.done)
+            what = arguments[0]
+            self.done.append((name, Path(getattr(what, "name", what)).name))
+            if self.at is None or number < self.at or (self.fail is not None and number > self.at):
+                return found(*arguments)
+            if self.fail is not None:
+                raise self.fail
+            if number == self.at and self.after:
+                done = found(*arguments)
+                if name == "open":
+                    done.close()
+            raise Killed(f"at operation {number}: {name} {what}")
+
+        return operation
+
+
+@pytest.fixture
+def kill_at_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object], Callable[[], object]], int]:
+    """Do something from a fresh start, killed at its first durable operation, at its second, and so on; look each time.
+
+    The function takes ``do`` and ``look``, calls ``do`` under every kill, before and after the operation, and ``look``
+    once it is dead; and returns how many operations ``do`` has.
+    """
+
+    def try_all(do: Callable[[], object], look: Callable[[], object]) -> int:
+        number = 0
+        while True:
+            for after in (False, True):
+                dying = Dying(number, after=after)
+                monkeypatch.setattr(durable, "files", dying)
+                killed = False
+                try:
+                    do()
+                except Killed:
+                    killed = True
+                finally:
+                    monkeypatch.setattr(durable, "files", durable.Files())
+                if not killed:
+                    assert number > 0, "nothing durable was done"
+                    return number
+                look()
+            number += 1
+
+    return try_all

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 import recmtl.package
+from recmtl import durable
 from recmtl.calibration import Beta, Calibrations, Isotonic, Platt, TargetCalibration
 from recmtl.errors import RunError, UserError
 from recmtl.evaluation import Scored
@@ -143,24 +145,26 @@ def test_a_kill_between_the_two_renames_is_mended(copy: Path) -> None:
     assert [path.name for path in copy.parent.iterdir()] == ["package"]
 
 
-def test_a_reader_finds_what_a_kill_had_moved_aside(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed for real between the two renames: the package is nowhere, and the next that reads it puts it back."""
-    before = verify_package(copy)
-    move, moves = Path.rename, []
+def test_a_package_is_the_old_or_the_new_one_after_any_kill(
+    saved: Path, tmp_path: Path, kill_at_each: Callable[[Callable[[], object], Callable[[], object]], int]
+) -> None:
+    """Whoever reads it next finds one of them, and the same command ends with the new one and nothing beside it."""
+    package = tmp_path / "package"
+    shutil.copytree(saved, package)
+    before = verify_package(package).digest
+    after = with_fusion(package, FUSION).digest
+    seen = set()
 
-    def killed_at_the_second(path: Path, target: Path) -> Path:
-        moves.append(path)
-        if len(moves) == 2:
-            raise KeyboardInterrupt
-        return move(path, target)
+    def look() -> None:
+        seen.add(load_package(package).contents.digest)
+        assert with_fusion(package, FUSION).digest == after
+        durable.remove_litter(tmp_path, held=True)  # in the test the process that is dead is this one
+        assert [path.name for path in tmp_path.iterdir()] == ["package"]
+        with_fusion(package, None)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed_at_the_second)
-        with pytest.raises(KeyboardInterrupt):
-            with_fusion(copy, FUSION)
-    assert not copy.exists()
-    assert load_package(copy).contents == before
-    assert [path.name for path in copy.parent.iterdir()] == ["package"]
+    with_fusion(package, None)
+    kill_at_each(lambda: with_fusion(package, FUSION), look)
+    assert seen == {before, after}
 
 
 @pytest.mark.parametrize(
@@ -186,18 +190,20 @@ def test_an_unfinished_leftover_is_not_put_back(tmp_path: Path) -> None:
         verify_package(tmp_path / "package")
 
 
-def test_a_reader_that_puts_it_back_meanwhile_stops_no_writer(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, move, read = verify_package(copy), Path.rename, []
+def test_a_reader_in_the_moment_between_two_renames_stops_no_writer(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
 
-    def interrupted(path: Path, target: Path) -> Path:
-        if path.suffix == ".tmp" and not read:
-            read.append(None)
-            read.append(verify_package(copy))
-        return move(path, target)
+    class Read(durable.Files):
+        def rename(self, source: Path, target: Path) -> None:
+            super().rename(source, target)
+            if target.suffix == ".old" and not copy.exists():
+                read.append(verify_package(copy).fusion)
 
-    monkeypatch.setattr(Path, "rename", interrupted)
+    monkeypatch.setattr(durable, "files", Read())
     assert with_fusion(copy, FUSION).fusion == FUSION
-    assert read[1] == before
+    assert read == [FUSION]
     assert [path.name for path in copy.parent.iterdir()] == ["package"]
 
 

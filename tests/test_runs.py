@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from recmtl import durable
 from recmtl.errors import RunError, UserError
 from recmtl.runs import RunFolder, open_run
 
@@ -107,12 +108,75 @@ def test_seconds_add_up_over_resumed_runs(tmp_path: Path) -> None:
         assert run.seconds["train"] >= first + 10
 
 
-def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\0" * 50, b'{"format": 1, "config": 3, "data": null, "done": {}, "seconds": {}}']
+)
+def test_a_damaged_state_begins_its_stages_again(tmp_path: Path, content: bytes) -> None:
+    with opened(tmp_path) as run:
+        run.bind_data("d1")
+        run.finish("train")
+    (tmp_path / "run.json").write_bytes(content)
+    with opened(tmp_path) as run:
+        assert not run.is_done("train")
+        run.bind_data("d1")
+
+
+def test_a_damaged_state_of_another_config_is_named(tmp_path: Path) -> None:
     with opened(tmp_path):
         pass
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(RunError, match=r"run\.json: damaged"), opened(tmp_path):
+    with (
+        pytest.raises(RunError, match=r"run\.json: damaged.*--overwrite"),
+        opened(tmp_path, CONFIG | {"name": "b"}),
+    ):
         pass
+    with opened(tmp_path, CONFIG | {"name": "b"}, overwrite=True):
+        pass
+
+
+def test_what_killed_processes_left_goes_when_the_folder_is_held(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        pass
+    (tmp_path / "package").mkdir()
+    for name in (".scored-x1y2", ".package.0a1b2c3d.old", ".package.0a1b2c3d.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".run.json.4242.tmp").write_text("{")
+    durable._named(tmp_path / "metrics.json", "tmp").write_text("{")
+    (tmp_path / ".mine.tmp").write_text("somebody else's")
+    with opened(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
+        ".mine.tmp",
+        "config.resolved.yaml",
+        "package",
+        "run.json",
+    ]
+
+
+def test_litter_of_a_run_that_another_process_holds_stays(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, release = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, ready, release))
+    process.start()
+    assert ready.wait(60)
+    (tmp_path / ".run.json.4242.tmp").write_text("{")
+    with pytest.raises(UserError, match="another recmtl process"), opened(tmp_path):
+        pass
+    assert (tmp_path / ".run.json.4242.tmp").exists()
+    release.set()
+    process.join(30)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\0" * 50])
+def test_damaged_metrics_are_named_with_the_way_out(tmp_path: Path, content: bytes) -> None:
+    with opened(tmp_path) as run:
+        run.update_metrics({"test": {}})
+        (tmp_path / "metrics.json").write_bytes(content)
+        with pytest.raises(RunError, match=r"metrics\.json: damaged.*`recmtl run`"):
+            run.read_metrics()
+        run.update_metrics({"test": {}}, anew=True)
+        assert run.read_metrics() == {"test": {}}
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

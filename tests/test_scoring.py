@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
+from recmtl import durable
 from recmtl.calibration import Calibrations, Platt, TargetCalibration
 from recmtl.errors import RunError, UserError
 from recmtl.fusion import Fusion
@@ -28,6 +30,7 @@ from recmtl.progress import Silent
 from recmtl.reading import CsvFormat
 from recmtl.scoring import predict_files
 
+KillAtEach = Callable[[Callable[[], object], Callable[[], object]], int]
 ROWS = pl.DataFrame(
     {
         "user_id": [1, 2, 9, None, 3],
@@ -232,7 +235,7 @@ def test_what_is_there_is_not_lost(package: Package, tmp_path: Path) -> None:
     ROWS.write_parquet(source)
     predict_files(package, str(source), out, progress=Silent())
     with pytest.raises(UserError, match="not empty; name another, or --overwrite"):
-        predict_files(package, str(source), out, progress=Silent())
+        predict_files(package, str(source), out, columns=["click"], progress=Silent())
     predict_files(package, str(source), out, overwrite=True, progress=Silent())
     assert [path.name for path in out.iterdir()] == ["part-00000.parquet"]
     with pytest.raises(UserError, match=r"the input .* lies in it"):
@@ -358,12 +361,10 @@ def test_another_job_begins_anew(package: Package, many: Path, tmp_path: Path) -
     out = tmp_path / "out"
     scored = tmp_path / ".out.predicting" / "scored"
     interrupted(out)
-    (scored / "part-00000.parquet").write_bytes(b"of the job before")
+    (scored / "part-00000.parquet").write_bytes(b"of nobody")
     interrupted(out)
-    assert (scored / "part-00000.parquet").exists()  # the same call takes it for its own
+    assert not (scored / "part-00000.parquet").exists()  # the state knows of no such part
     interrupted(out, columns=["click"])
-    assert not (scored / "part-00000.parquet").exists()
-    (scored / "part-00000.parquet").write_bytes(b"of the job before")
     os.utime(many / "a.parquet")
     done = score(package, many, out, columns=["click"])
     assert done.columns == ("user_id", "item_id", "note", "click")
@@ -383,6 +384,139 @@ def test_a_process_that_is_killed_is_named_and_nothing_is_lost(
             score(package, many, tmp_path / "out", workers=2)
     assert any((tmp_path / ".out.predicting" / "scored").iterdir())
     assert score(package, many, tmp_path / "out", workers=2).rows == 3000
+
+
+class Told(Silent):
+    """Keeps what was said and warned of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+
+class Interrupting(Told):
+    """Interrupts at the first bar of a title."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.title = title
+
+    def bar(self, title: str, total: int | None, unit: str = "rows", done: int = 0) -> Any:
+        if title == self.title:
+            raise KeyboardInterrupt
+        return super().bar(title, total, unit, done)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("top", [{}, {"top_k": 3, "score": "click"}], ids=["all", "top"])
+def test_after_a_kill_at_any_operation_the_same_call_ends_with_the_same_bytes(
+    package: Package, many: Path, tmp_path: Path, kill_at_each: KillAtEach, top: dict[str, Any]
+) -> None:
+    options = {"rows_per_part": 2000, "batch_rows": 3000, **top}
+    score(package, many, tmp_path / "whole", **options)
+    whole = digests(tmp_path / "whole")
+    seen = set()
+
+    def look() -> None:
+        told = Told()
+        seen.add((tmp_path / "out").exists())
+        assert score(package, many, tmp_path / "out", progress=told, **options).rows == 3000
+        assert digests(tmp_path / "out") == whole
+        names = sorted(path.name for path in tmp_path.iterdir() if "out" in path.name)
+        assert names == [".out.predicted.json", "out"]
+        for name in names:
+            durable.remove(tmp_path / name)
+
+    kill_at_each(lambda: score(package, many, tmp_path / "out", **options), look)
+    assert seen == {False, True}, "killed before and after the output was in its place"
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+@pytest.mark.parametrize("top", [{}, {"top_k": 3, "score": "click"}], ids=["all", "top"])
+def test_a_damaged_part_of_an_interrupted_job_is_made_again(
+    package: Package, many: Path, tmp_path: Path, top: dict[str, Any], damage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(package, many, tmp_path / "whole", **top)
+    with monkeypatch.context() as patch:
+        patch.setattr("recmtl.scoring.files._put", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            score(package, many, tmp_path / "out", **top)
+    for folder in ("scored", "ranked"):
+        for path in (tmp_path / ".out.predicting" / folder).glob("part-00000.parquet"):
+            damage(path)
+    told = Told()
+    score(package, many, tmp_path / "out", progress=told, **top)
+    assert any("part-00000.parquet" in text and "made again" in text for text in told.said)
+    assert "going on: 5 of 6 parts are scored already" in told.said
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+def test_a_damaged_staged_csv_is_read_again(package: Package, tmp_path: Path, damage: Any) -> None:
+    csv = tmp_path / "a.csv"
+    csv.write_text("user_id,item_id,age\n" + "".join(f"{n},a,{20 + n % 9}\n" for n in range(500)))
+    score_csv = {"inputs": str(csv), "progress": Silent()}
+    predict_files(package, output=tmp_path / "whole", **score_csv)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(package, str(csv), tmp_path / "out", progress=Interrupting("predicting"))
+    staged = list((tmp_path / ".out.predicting" / "text").glob("*/*.parquet"))
+    assert len(staged) == 1
+    damage(staged[0])
+    told = Told()
+    predict_files(package, str(csv), tmp_path / "out", progress=told)
+    assert any("reading it again" in text for text in told.said)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def test_a_damaged_state_begins_anew(package: Package, many: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        score(package, many, tmp_path / "out", progress=Interrupting("predicting"))
+    (tmp_path / ".out.predicting" / "state.json").write_bytes(b"")
+    told = Told()
+    assert score(package, many, tmp_path / "out", progress=told).rows == 3000
+    assert any("damaged: begun anew" in text for text in told.said)
+
+
+def test_done_already_is_done(package: Package, many: Path, tmp_path: Path) -> None:
+    first = score(package, many, tmp_path / "out", top_k=3, score="click")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    told = Told()
+    assert score(package, many, tmp_path / "out", top_k=3, score="click", progress=told) == first
+    assert any("nothing to do" in text for text in told.said)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    assert not (tmp_path / ".out.predicting").exists()
+    with pytest.raises(UserError, match="not empty; name another, or --overwrite"):
+        score(package, many, tmp_path / "out", top_k=2, score="click")
+    assert not (tmp_path / ".out.predicting").exists()
+    os.utime(many / "b.parquet")
+    with pytest.raises(UserError, match="not empty; name another, or --overwrite"):
+        score(package, many, tmp_path / "out", top_k=3, score="click")
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+def test_damaged_predictions_are_made_again(package: Package, many: Path, tmp_path: Path, damage: Any) -> None:
+    score(package, many, tmp_path / "out")
+    before = digests(tmp_path / "out")
+    damage(tmp_path / "out" / "part-00002.parquet")
+    told = Told()
+    score(package, many, tmp_path / "out", progress=told)
+    assert any("part-00002.parquet" in text and "scoring again" in text for text in told.said)
+    assert digests(tmp_path / "out") == before
 
 
 def test_a_process_tells_the_users_mistake(package: Package, tmp_path: Path) -> None:

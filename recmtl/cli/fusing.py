@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from recmtl import durable
 from recmtl.cli.base import Model, OptionalConfig, Overrides, TrackingUri, alone, app, escape, load, progress
 from recmtl.errors import UserError
 
@@ -118,7 +119,7 @@ def fuse(
         progress=progress(),
     )
     if points is not None:
-        points.write_text(fused.search.finding.model_dump_json(indent=2) + "\n")
+        durable.write_file(points, fused.search.finding.model_dump_json(indent=2) + "\n")
     _show(fused)
 
 

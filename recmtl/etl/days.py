@@ -7,7 +7,8 @@ two steps:
 rows. A day is its impressions, trusted and in source order, and beside them what every event log says of them. What can
 change a day is the day itself and the rows of the days within its attribution windows; only when one of those slices
 has other content is the day attributed anew, and only when that gives other rows or labels does the day change. So a
-late event changes the day of its impression, whichever file it came in::
+late event changes the day of its impression, whichever file it came in. The store knows the hash of every file that it
+holds of rows: what is read has it, or is made again from the logs::
 
     STORE/store.json                       what was read from which bytes; what every day is made of
     STORE/files/LOG/SHA256/DAY.parquet     a file's rows of one day; rejected*.parquet: those that cannot be used
@@ -35,7 +36,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,6 +49,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 from pydantic import Field, model_validator
 
+from recmtl import durable
 from recmtl.errors import RunError, UserError
 from recmtl.etl.encode import canonical, stable_hash
 from recmtl.etl.ingest import ROW, Ingested, distinct_names, join_table, one_type
@@ -253,9 +254,13 @@ def _as_it_is(
 ) -> Prepared | None:
     """The dataset that is there, its files checked against its manifest; None where there is none."""
     place = folder or data.prepared or Path("data") / "prepared" / name
+    durable.recover(place)
     if not (place / "manifest.json").is_file():
         return None
-    fingerprint = Manifest.read_from(place).fingerprint
+    try:
+        fingerprint = Manifest.read_from(place).fingerprint
+    except RunError as error:
+        raise RunError(f"{error}; --overwrite begins the day anew") from error
 
     def damaged(_: Path) -> LabelledLog:
         raise RunError(f"{place}: the day's prepared rows are damaged; --overwrite begins the day anew")
@@ -300,7 +305,7 @@ def _described(source: Settings) -> EventLogConfig:
 @contextmanager
 def _held(store: Path, progress: Progress) -> Iterator[None]:
     try:
-        store.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(store)
         (store / ".lock").touch()
     except OSError as error:
         raise UserError(f"daily.store: cannot write in {store} ({error.strerror})") from error
@@ -309,6 +314,14 @@ def _held(store: Path, progress: Progress) -> Iterator[None]:
 
 
 # The store.
+
+
+class _DamagedError(Exception):
+    """What was read of a file of a log is not as it was written."""
+
+    def __init__(self, log: str, sha256: str) -> None:
+        super().__init__(log, sha256)
+        self.log, self.sha256 = log, sha256
 
 
 class _Days:
@@ -330,6 +343,7 @@ class _Days:
             for name, (after, window) in chain(config).items()
         }
         self.windows = _windows(config)
+        self._seen: set[Path] = set()
         self._state = self._read_state()
 
     # What was read from which bytes.
@@ -350,7 +364,9 @@ class _Days:
         fresh: dict[str, Any] = {"recipe": self._recipe(), "files": {}, "days": {}}
         path = self.store / "store.json"
         try:
-            state = json.loads(path.read_text())
+            state = json.loads(path.read_bytes())
+            if state.pop("digest", None) != _digest_of(state):
+                raise ValueError("it does not have the hash that it states")
         except FileNotFoundError:
             other = sorted(child.name for child in self.store.iterdir() if not child.name.startswith("."))
             if other:
@@ -358,21 +374,24 @@ class _Days:
                     f"daily.store: {self.store} holds {other[0]!r} and no days; name a folder of its own"
                 ) from None
             return fresh
-        except ValueError as error:
-            raise RunError(f"{path}: damaged ({error}); remove {self.store}, and the days are read anew") from error
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            self.progress.warn(f"{path}: damaged ({error}); reading the days anew")
+            self._remove_all()
+            return fresh
         if state.get("recipe") != fresh["recipe"]:
             self.progress.say(f"{self.store}: the logs are described otherwise than before; reading the days anew")
-            for name in ("files", "days"):
-                shutil.rmtree(self.store / name, ignore_errors=True)
+            self._remove_all()
             return fresh
         assert isinstance(state, dict)
         return state
 
+    def _remove_all(self) -> None:
+        for name in ("files", "days"):
+            durable.remove(self.store / name)
+
     def _save(self) -> None:
-        path = self.store / "store.json"
-        temporary = path.with_name(f".store.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self._state, indent=1) + "\n")
-        temporary.replace(path)
+        whole = {"digest": _digest_of(self._state), **self._state}
+        durable.write_file(self.store / "store.json", json.dumps(whole, indent=1) + "\n")
 
     def unchanged(self) -> bool:
         """Whether the logs are as they were when they were read."""
@@ -384,7 +403,21 @@ class _Days:
 
     def update(self) -> Updated:
         """See :func:`update`."""
-        read = sum(self._take_in(log, paths) for log, paths in self.logs.items())
+        durable.remove_litter(self.store, held=True)
+        read = 0
+        while True:
+            read += sum(self._take_in(log, paths) for log, paths in self.logs.items())
+            try:
+                return self._bring_up(read)
+            except _DamagedError as damage:
+                self.progress.warn(f"{self.store}: what was read of {damage.log} is damaged; reading it again")
+                known = self._state["files"][damage.log]
+                self._state["files"][damage.log] = {
+                    path: entry for path, entry in known.items() if entry["sha256"] != damage.sha256
+                }
+
+    def _bring_up(self, read: int) -> Updated:
+        """Attribute what changed, from files that are taken in."""
         days = self.days()
         wanted = {day: self._depends(day) for day in days}
         known = self._state["days"]
@@ -394,7 +427,7 @@ class _Days:
             rebuilt += self._attribute(cluster, wanted)
         for gone in [day for day in known if date.fromisoformat(day) not in wanted]:
             del known[gone]
-            shutil.rmtree(self.store / "days" / gone, ignore_errors=True)
+            durable.remove(self.store / "days" / gone)
         self._save()
         self._forget()
         if rebuilt:
@@ -431,8 +464,8 @@ class _Days:
         folder = self.store / "files" / log / sha256
         fresh = folder.with_name(f".{sha256}.reading")
         for stale in (fresh, folder):
-            shutil.rmtree(stale, ignore_errors=True)
-        fresh.mkdir(parents=True)
+            durable.remove(stale)
+        durable.make_folder(fresh)
         work = fresh / "work"
         reader = Reader(self.config, {**self._first, log: {str(path): path}}, work, self.progress)
         if log == "impressions":
@@ -451,8 +484,8 @@ class _Days:
             days[one.isoformat()] = {"rows": rows, "hash": file_hash(target)}
         for number, rejects in enumerate(ingested.rejected_files):
             shutil.copyfile(rejects, fresh / f"rejected-{number}.parquet")
-        shutil.rmtree(work)
-        fresh.rename(folder)
+        durable.remove(work)
+        durable.commit_folder(fresh, folder)
         return {
             "sha256": sha256,
             "read": ingested.read,
@@ -474,7 +507,7 @@ class _Days:
             current = {entry["sha256"] for entry in self._state["files"].get(log.name, {}).values()}
             for folder in log.iterdir():
                 if folder.name not in current:
-                    shutil.rmtree(folder)
+                    durable.remove(folder)
 
     # A day of a log.
 
@@ -495,7 +528,7 @@ class _Days:
     def slice(self, log: str, day: date) -> pl.LazyFrame | None:
         """A log's rows of a day, exact duplicates from other files dropped; None where there are none."""
         parts = [
-            pl.scan_parquet(self.store / "files" / log / entry["sha256"] / f"{day}.parquet", glob=False)
+            pl.scan_parquet(self._verified(log, entry, day), glob=False)
             for entry in self.entries(log)
             if day.isoformat() in entry["days"]
         ]
@@ -503,7 +536,37 @@ class _Days:
             return parts[0] if parts else None
         return together(parts, f"data.source: {log} of {day}").unique(keep="first", maintain_order=True)
 
+    def _verified(self, log: str, entry: Mapping[str, Any], day: date) -> Path:
+        """A file's rows of a day, with the bytes that were written.
+
+        Raises:
+            _DamagedError: they are others, or gone.
+        """
+        sha256: str = entry["sha256"]
+        path = self.store / "files" / log / sha256 / f"{day}.parquet"
+        if path not in self._seen:
+            if _hash_of(path) != entry["days"][day.isoformat()]["hash"]:
+                raise _DamagedError(log, sha256)
+            self._seen.add(path)
+        return path
+
     # A day.
+
+    def mend(self, days: Iterable[date]) -> None:
+        """Make again those of the days whose rows or labels are not as they were written."""
+        damaged = [day for day in days if not self._is_whole(day)]
+        if not damaged:
+            return
+        self.progress.warn(f"{self.store}: damaged, and made again: {_told(damaged)}")
+        for day in damaged:
+            del self._state["days"][day.isoformat()]
+        self.update()
+
+    def _is_whole(self, day: date) -> bool:
+        rows, labels = self.known(day)["content"]
+        if _hash_of(self.folder(day) / "rows.parquet") != rows:
+            return False
+        return all(_hash_of(self.labels(day, name)) == digest for name, digest in labels.items())
 
     def reach(self) -> tuple[int, int]:
         """How many days before and after a day can change its labels.
@@ -572,7 +635,7 @@ class _Days:
         keys = [column for column in ("user_id", "item_id", *sorted(self.ids)) if column in columns]
         self.progress.say(f"attributing {', '.join(events)} to {_told(list(dirty))}")
         work = self.store / ".work"
-        shutil.rmtree(work, ignore_errors=True)
+        durable.remove(work)
         work.mkdir()
         sizes = (self.folder(day) / "rows.parquet" for day in rows)
         found = label(
@@ -594,7 +657,7 @@ class _Days:
                 if self._keep(day, labelled, wanted[day]):
                     changed.append(day)
             start += length
-        shutil.rmtree(work)
+        durable.remove(work)
         self._save()
         return changed
 
@@ -603,13 +666,12 @@ class _Days:
         path = self.folder(day) / "rows.parquet"
         stated = self._state["days"].setdefault(day.isoformat(), {})
         made_of = self.slice_hash("impressions", day)
-        if stated.get("slices") != made_of or not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if stated.get("slices") != made_of or _hash_of(path) != stated["rows"]:
+            durable.make_folder(path.parent)
             rows = self.slice("impressions", day)
             assert rows is not None
-            temporary = path.with_name(".rows.parquet")
-            rows.sink_parquet(temporary, row_group_size=_ROW_GROUP)
-            temporary.replace(path)
+            with durable.replacing_file(path) as unfinished:
+                rows.sink_parquet(unfinished, row_group_size=_ROW_GROUP)
             stated.update(slices=made_of, rows=file_hash(path))
         return pl.scan_parquet(path, glob=False)
 
@@ -625,11 +687,12 @@ class _Days:
         labels = {}
         for name, frame in labelled.items():
             path = self.labels(day, name)
-            path.parent.mkdir(exist_ok=True)
-            temporary = path.with_name(f".{path.name}")
-            frame.sort(ROW).collect(engine="streaming").write_parquet(temporary)
-            labels[name] = file_hash(temporary)
-            temporary.replace(path)
+            durable.make_folder(path.parent)
+            with durable.replacing_file(path) as unfinished:
+                frame.sort(ROW).collect(engine="streaming").write_parquet(unfinished)
+                labels[name] = file_hash(unfinished)
+        for place in (self.folder(day), self.folder(day) / "labels"):
+            durable.remove_litter(place, held=True)
         content = [stated["rows"], labels]
         changed = stated.get("content") != content
         stated.update(content=content, depends=depends)
@@ -666,6 +729,18 @@ def together(frames: Sequence[pl.LazyFrame], where: str) -> pl.LazyFrame:
 
 def _dumped(unread: Mapping[str, Unread]) -> dict[str, Any]:
     return {name: values.model_dump(mode="json") for name, values in unread.items()}
+
+
+def _digest_of(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _hash_of(path: Path) -> str | None:
+    """A file's hash; None where there is none, or it cannot be read."""
+    try:
+        return file_hash(path)
+    except OSError:
+        return None
 
 
 def _stamp(path: Path) -> list[int]:
@@ -707,6 +782,7 @@ class _Dataset:
         there = days.days()
         self._used = [day for day in there if self._day - _DAY * back <= day <= self._day]
         self._check(there)
+        days.mend(self._used)
         tables = {name: paths for name, paths in days.files.items() if name in ("users", "items")}
         self._tables = {name: tables[name] for name in tables}
         self.hashes = {f"day {day}": self._hash(day) for day in self._used}

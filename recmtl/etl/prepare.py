@@ -2,7 +2,8 @@
 
 In: a source, a split, features and tasks. Out: the folder that :mod:`recmtl.manifest` describes. It is written under a
 temporary name beside its place and renamed when it is complete; what was there before is removed only then. When the
-inputs' bytes and the config are those of the dataset that is there, nothing is done.
+inputs' bytes and the config are those of the dataset that is there, and its own files are as they were written, nothing
+is done. A damaged dataset is built again: the file ``.recmtl`` in it tells it from a folder of somebody else's.
 """
 
 import difflib
@@ -11,7 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 import polars as pl
 from pydantic import Field
 
+from recmtl import durable
 from recmtl.errors import RunError, UserError
 from recmtl.etl.convert import see_reading
 from recmtl.etl.drift import fit_profiles
@@ -34,7 +36,7 @@ from recmtl.etl.split import SplitConfig, SplitPlan, plan_split
 from recmtl.etl.validate import Uses, number_text
 from recmtl.expansion import ExpandedPath
 from recmtl.locks import held
-from recmtl.manifest import SPLITS, Manifest, Shard, SplitSummary, TaskSummary, file_hash, inside
+from recmtl.manifest import SPLITS, Manifest, Shard, SplitSummary, TaskSummary, file_hash
 from recmtl.progress import Progress
 from recmtl.reading import NumberStyle, Unread
 from recmtl.schema import Feature, Schema
@@ -51,6 +53,8 @@ _SAMPLED_EVERY = 16
 """Of the rows of a part, those whose times tell where the middle half lies."""
 
 _OURS = {"manifest.json", "statistics", "train", "validation", "test", "raw", "rejected"}
+_MARK, _MARK_TEXT = ".recmtl", "A prepared dataset of recmtl's: replaced whole when it is prepared again.\n"
+"""In every prepared dataset: by it a folder is known as recmtl's own though its manifest is damaged."""
 
 if TYPE_CHECKING:
     AnySource = Settings
@@ -174,7 +178,7 @@ def prepare_from(
         Schema(features)
     _refuse_foreign(place, folder)
     try:  # before the lock, which takes a folder that refuses it for one that is held
-        place.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(place.parent)
         _beside(place, "lock").touch()
     except OSError as error:
         raise UserError(f"data.prepared: cannot write beside {folder} ({error.strerror})") from error
@@ -195,12 +199,14 @@ def prepare_from(
             manifest = build.run()
             if not found.unchanged():
                 raise RunError(f"{folder}: an input file changed while it was read; prepare again")
-            shutil.rmtree(work)
+            durable.remove(work)
+            (building / _MARK).write_text(_MARK_TEXT)
             manifest.write(building)
             _refuse_foreign(place, folder)
-            _swap(building, place)
+            durable.commit_folder(building, place)
         finally:
-            shutil.rmtree(building, ignore_errors=True)
+            with suppress(OSError):
+                durable.remove(building)
         _remove_rejects(place)
         for warning in manifest.warnings:
             progress.warn(warning)
@@ -723,12 +729,7 @@ def _existing(place: Path, fingerprint: str, folder: Path, progress: Progress) -
         if manifest.fingerprint != fingerprint:
             progress.say(f"{folder}: the inputs or the config changed since it was prepared; preparing again")
             return None
-        if Statistics.load(place / "statistics").fingerprint() != manifest.statistics:
-            raise RunError(f"{folder}/statistics: not those of the manifest")
-        for split in manifest.splits.values():
-            for shard in (*split.shards, *split.raw_shards):
-                if file_hash(inside(place, shard.path)) != shard.sha256:
-                    raise RunError(f"{folder / shard.path}: not the bytes of the manifest")
+        manifest.verify(place)
     except (RunError, OSError) as error:
         progress.warn(f"{folder}: damaged ({error}); preparing again")
         return None
@@ -758,9 +759,11 @@ def _refuse_foreign(place: Path, folder: Path) -> None:
 
 
 def _is_dataset(place: Path) -> bool:
+    if (place / _MARK).is_file():  # whatever became of the rest
+        return True
     try:
-        found = json.loads((place / "manifest.json").read_text())
-    except (OSError, ValueError):
+        found = json.loads((place / "manifest.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and {"fingerprint", "splits", "statistics"} <= set(found)
 
@@ -778,23 +781,13 @@ def _locked(place: Path, folder: Path, progress: Progress) -> Iterator[None]:
 def _recover(place: Path) -> None:
     """Clear up after a killed run; the lock is ours, so no other is at work."""
     old = _beside(place, "old")
+    durable.recover(place)
     if old.exists() and not place.exists():
-        old.replace(place)  # killed between the two renames of _swap
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(_beside(place, "building"), ignore_errors=True)
-
-
-def _swap(building: Path, place: Path) -> None:
-    old = _beside(place, "old")
-    if place.exists():
-        place.replace(old)
-    try:
-        building.replace(place)
-    except OSError:
-        if old.exists():
-            old.replace(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        durable.files.rename(old, place)  # of recmtl 0.1, killed between its two renames
+    for litter in (old, _beside(place, "building")):
+        with suppress(OSError):
+            durable.remove(litter)
+    durable.remove_litter(place.parent, place.name, held=True)
 
 
 # Quarantine.

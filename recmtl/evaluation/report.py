@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from recmtl import __version__
+from recmtl import __version__, durable
 from recmtl.evaluation.evaluate import Target, targets
 from recmtl.findings import Report
 from recmtl.manifest import Manifest
@@ -73,9 +73,7 @@ def write_report(
         history=_history(metrics.get("history", ()), shown),
         nothing=NOTHING,
     )
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(re.sub(r"\n{3,}", "\n\n", text))
-    temporary.replace(path)
+    durable.write_file(path, re.sub(r"\n{3,}", "\n\n", text))
 
 
 def summary_table(

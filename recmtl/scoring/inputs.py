@@ -6,7 +6,7 @@ there; a column's type as a key (Int64 where all of a file's values are whole nu
 The columns of folders (``dt=2024-01-01/``) have one type over all files.
 """
 
-import shutil
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,16 +15,21 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recmtl import durable
 from recmtl.errors import RunError, UserError
 from recmtl.etl.encode import canonical
 from recmtl.etl.files import Partition, kind_of, partitions, scan, undecodable_error, uuid_columns, uuid_text
 from recmtl.etl.validate import time_expression
+from recmtl.manifest import file_hash
 from recmtl.package import Package
 from recmtl.progress import Progress
 from recmtl.reading import CsvFormat
 from recmtl.settings import Settings
 
 __all__ = ["Piece", "Source", "Span", "csv_format", "cut", "frames", "look_at"]
+
+_STAGED = "staged.json"
+"""Beside a CSV's staged text: the :class:`Source`, and the hash of the text."""
 
 
 class Constant(Settings):
@@ -168,14 +173,18 @@ def _staged(
     progress: Progress,
     constants: tuple[Constant, ...],
 ) -> Source:
-    if (folder / "source.json").is_file():
-        return Source.model_validate_json((folder / "source.json").read_text())
+    if (folder / _STAGED).exists():
+        before = _staged_before(folder)
+        if before is not None:
+            return before
+        progress.warn(f"{name}: what was read of it before is damaged; reading it again")
+    durable.remove(folder)
     kind = kind_of(path, "--input")
     progress.say(f"{name}: reading {kind}")
     known = kind == "CSV" or csv.encoding != csv_format(package).encoding
     known = known or (package.reading is not None and package.reading.source == "jsonl")
     unfinished = folder.with_suffix(".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    durable.remove(unfinished)
     raw = scan(
         {name: path},
         "--input",
@@ -205,9 +214,20 @@ def _staged(
         read=read,
         constants=constants,
     )
-    (unfinished / "source.json").write_text(source.model_dump_json())
-    unfinished.rename(folder)
+    about = {"source": source.model_dump(mode="json"), "sha256": file_hash(unfinished / staged)}
+    durable.write_file(unfinished / _STAGED, json.dumps(about))
+    durable.commit_folder(unfinished, folder)
     return source
+
+
+def _staged_before(folder: Path) -> Source | None:
+    """What an interrupted job staged; None where it is not as it was written."""
+    try:
+        about = json.loads((folder / _STAGED).read_bytes())
+        source = Source.model_validate(about["source"])
+        return source if file_hash(source.path) == about["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _chosen(

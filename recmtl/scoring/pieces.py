@@ -13,19 +13,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 import pyarrow.parquet as pq
 import torch
 
+from recmtl import durable
 from recmtl.errors import UserError
+from recmtl.manifest import file_hash
 from recmtl.package import Package
 from recmtl.reading import NumberStyle, Unread
 from recmtl.scoring.inputs import Piece, Source, frames
 from recmtl.scoring.ranking import TopK, best
 from recmtl.settings import Settings
 
-__all__ = ["Job", "Scorer", "cores", "groupless_of", "part_name", "unread_in", "write_part"]
+__all__ = ["Job", "Part", "Scorer", "cores", "groupless_of", "part_name", "unread_in", "write_part"]
 
 _GROUP_ROWS = 65536
 """Rows of a row group of the output: what a reader takes at once."""
@@ -57,6 +60,15 @@ class Job(Settings):
     """How numbers are written in text, where otherwise than in training."""
 
 
+class Part(NamedTuple):
+    """A part that was written."""
+
+    sha256: str
+    """Of the file."""
+    rows: int
+    """In the file: with a top k fewer than were scored."""
+
+
 class Scorer:
     """Scores pieces, one after the other.
 
@@ -70,7 +82,7 @@ class Scorer:
         self._package = package if job.style is None else package.read_as(job.style)
         self._job, self._threads = job, threads
 
-    def write(self, piece: Piece, done: Callable[[int], None]) -> None:
+    def write(self, piece: Piece, done: Callable[[int], None]) -> Part:
         """Score a piece and write its part; ``done`` hears of every batch's rows.
 
         Raises:
@@ -81,17 +93,16 @@ class Scorer:
         rows = _grouped(self._scored(piece, done, unread), _GROUP_ROWS)
         path = self._job.folder / part_name(piece.number)
         if self._job.top is None:
-            write_part(path, rows, unread=unread)
-        else:
-            whole = pl.concat(list(rows))
-            groupless = whole[self._job.top.by].null_count()
-            write_part(
-                path,
-                [best(whole, self._job.top)],
-                row_group_rows=_SORTED_GROUP_ROWS,
-                groupless=groupless,
-                unread=unread,
-            )
+            return write_part(path, rows, unread=unread)
+        whole = pl.concat(list(rows))
+        groupless = whole[self._job.top.by].null_count()
+        return write_part(
+            path,
+            [best(whole, self._job.top)],
+            row_group_rows=_SORTED_GROUP_ROWS,
+            groupless=groupless,
+            unread=unread,
+        )
 
     def _scored(self, piece: Piece, done: Callable[[int], None], unread: dict[str, Unread]) -> Iterator[pl.DataFrame]:
         """Keys and predictions, batch by batch, in order; ``unread`` is added what could not be read."""
@@ -141,7 +152,7 @@ def write_part(
     row_group_rows: int = 0,
     groupless: int | None = None,
     unread: Mapping[str, Unread] | None = None,
-) -> None:
+) -> Part:
     """Write frames of the same columns; the file appears when it is whole.
 
     Args:
@@ -151,10 +162,11 @@ def write_part(
         groupless: a number to note in the file, for :func:`groupless_of`.
         unread: what to note in the file, for :func:`unread_in`, once the frames are written.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    rows = 0
+    with durable.replacing_file(path) as unfinished:
         writer: pq.ParquetWriter | None = None
         for frame in frames:
+            rows += frame.height
             table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
             if groupless is not None:
                 table = table.replace_schema_metadata({_GROUPLESS: str(groupless)})
@@ -165,11 +177,8 @@ def write_part(
             noted = {name: problem.model_dump(mode="json") for name, problem in unread.items()}
             writer.add_key_value_metadata({_UNREAD: json.dumps(noted)})
         writer.close()
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())  # a machine that loses power keeps the name only of what it keeps
-        unfinished.rename(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        digest = file_hash(unfinished)
+    return Part(digest, rows)
 
 
 def groupless_of(path: Path) -> int:

@@ -19,15 +19,21 @@ from recmtl.errors import RunError, UserError
 from recmtl.failures import input_or_output, out_of_memory
 from recmtl.package import load_package
 from recmtl.scoring.inputs import Piece
-from recmtl.scoring.pieces import Job, Scorer, cores
+from recmtl.scoring.pieces import Job, Part, Scorer, cores
 
 __all__ = ["score_in_processes", "work"]
 
 _PROGRAM = "from recmtl.scoring.workers import work; work()"
 
 
-def score_in_processes(job: Job, pieces: Sequence[Piece], workers: int, done: Callable[[int], None]) -> None:
-    """Score all pieces; ``done`` hears of rows from several threads, one at a time.
+def score_in_processes(
+    job: Job,
+    pieces: Sequence[Piece],
+    workers: int,
+    done: Callable[[int], None],
+    finished: Callable[[int, Part], None],
+) -> None:
+    """Score all pieces; ``done`` hears of rows from several threads, one at a time, ``finished`` of each part.
 
     Raises:
         UserError, RunError: what a process ran into; a process was killed.
@@ -44,13 +50,13 @@ def score_in_processes(job: Job, pieces: Sequence[Piece], workers: int, done: Ca
 
     with _processes(min(workers, len(pieces)), threads) as processes:
         with ThreadPoolExecutor(len(processes), "recmtl-worker") as pool:
-            follow = [pool.submit(_follow, process, job, waiting, noted) for process in processes]
+            follow = [pool.submit(_follow, process, job, waiting, noted, finished) for process in processes]
             try:
-                finished, _ = wait(follow, return_when=FIRST_EXCEPTION)
+                over, _ = wait(follow, return_when=FIRST_EXCEPTION)
             finally:  # ended processes end the threads that listen to them, of which the pool waits
                 for process in processes:
                     process.kill()
-        for future in finished:
+        for future in over:
             future.result()
 
 
@@ -87,7 +93,11 @@ def _processes(number: int, threads: int) -> Iterator[list["subprocess.Popen[str
 
 
 def _follow(
-    process: "subprocess.Popen[str]", job: Job, waiting: "queue.SimpleQueue[Piece]", done: Callable[[int], None]
+    process: "subprocess.Popen[str]",
+    job: Job,
+    waiting: "queue.SimpleQueue[Piece]",
+    done: Callable[[int], None],
+    finished: Callable[[int, Part], None],
 ) -> None:
     """Hand pieces to one process until none is left."""
     assert process.stdin is not None
@@ -110,6 +120,7 @@ def _follow(
                 elif "lost" in said:
                     raise BrokenPipeError
                 else:
+                    finished(said["done"], Part(**said["part"]))
                     break
     except BrokenPipeError as error:
         code = process.wait()
@@ -139,8 +150,8 @@ def work() -> None:
         scorer = Scorer(package, job, int(os.environ["RECMTL_THREADS"]))
         while True:
             piece = Piece.model_validate_json(given.get())
-            scorer.write(piece, lambda rows: say(rows=rows))
-            say(done=piece.number)
+            part = scorer.write(piece, lambda rows: say(rows=rows))
+            say(done=piece.number, part=part._asdict())
     except (UserError, RunError) as error:
         say(error=str(error), users=isinstance(error, UserError))
     except Exception as error:

@@ -17,7 +17,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import yaml
 
+from recmtl import durable
 from recmtl.bounded import read_bytes
 from recmtl.config import RunConfig
 from recmtl.errors import RecmtlError, RefusedError, RunError, UserError
@@ -35,7 +36,6 @@ from recmtl.locks import held
 from recmtl.manifest import Manifest
 from recmtl.package import verify_package
 from recmtl.progress import Progress, Silent
-from recmtl.runs import write_atomically
 from recmtl.stages.evaluating import evaluate
 from recmtl.stages.preparing import prepare
 from recmtl.stages.promoting import promote
@@ -136,7 +136,7 @@ def _check(config: RunConfig) -> None:
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(root)
         (root / ".lock").touch()
     except OSError as error:
         raise UserError(f"{root}: cannot write in this folder ({error.strerror})") from error
@@ -192,14 +192,16 @@ class _Day:
         }
 
     def _save(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / "day.json", json.dumps(self._state, indent=2) + "\n")
+        durable.make_folder(self.folder)
+        durable.write_file(self.folder / "day.json", json.dumps(self._state, indent=2) + "\n")
 
     def begin_anew(self, why: str) -> None:
         """Forget what was done of the day."""
         if self.folder.exists():
             self.progress.say(f"{self.folder}: the day begins anew ({why})")
-            shutil.rmtree(self.folder)
+            # The state goes first: what a kill leaves is then no day at all, and begins anew.
+            durable.remove(self.folder / "day.json")
+            durable.remove(self.folder)
         self._state = self._fresh()
 
     def _result(self) -> DailyResult:
@@ -281,17 +283,14 @@ class _Day:
         """Pin the champion, and what it knows."""
         champion = champion_of(self.model, uri=self.uri)
         place = self.folder / "champion"
-        shutil.rmtree(place, ignore_errors=True)
+        durable.remove(place)
         if champion is None:
             self.progress.say(f"{self.model} has no champion yet: the absolute checks alone decide")
             self._state["champion"] = {"before": None, "after": None}
             return
-        temporary = self.folder / ".champion"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        found = resolve(champion.uri(self.model), self.uri, folder=temporary)
-        shutil.copytree(found, place)
-        shutil.rmtree(temporary)
+        with durable.scratch(self.folder, "champion") as temporary, durable.replacing(place) as building:
+            found = resolve(champion.uri(self.model), self.uri, folder=temporary)
+            shutil.copytree(found, building, dirs_exist_ok=True)
         trained = self._trained_as_of(place)
         if trained > self.day:
             raise UserError(
@@ -369,7 +368,8 @@ class _Day:
                 for name, moments in statistics.numbers.items()
                 if ours.get(name, theirs[name].transform) == theirs[name].transform
             }
-            replace(statistics, tables={}, numbers=numbers).save(place)
+            with durable.replacing(place) as building:
+                replace(statistics, tables={}, numbers=numbers).save(building)
         return place
 
     def _prepare(self, config: RunConfig) -> None:
@@ -457,4 +457,5 @@ def _tidy(root: Path, keep: int) -> None:
             over.append(folder)
     for folder in over[: max(len(over) - keep, 0)]:
         for name in ("prepared", "champion", "run/checkpoints"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+            with suppress(OSError):
+                durable.remove(folder / name)

@@ -4,23 +4,25 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from recmtl import durable
 from recmtl.config import RunConfig
 from recmtl.errors import RunError, UserError
 from recmtl.evaluation import Scored, score, summary_table, write_report
 from recmtl.evaluation.config import EvaluationConfig
 from recmtl.evaluation.html import write_html, write_json
 from recmtl.findings import Calibration, Cost, Fusion, Report
+from recmtl.locks import held
 from recmtl.manifest import Manifest
 from recmtl.metrics import metrics_for
 from recmtl.package import load_package
 from recmtl.progress import Progress, Silent
-from recmtl.runs import holds_run, write_atomically
+from recmtl.runs import holds_run
 from recmtl.stages.job import Job, RunResult, commit, open_job, report_place, rows_of, untrained, write_up
 from recmtl.stages.preparing import prepare
 from recmtl.stages.registering import register_job
@@ -83,12 +85,11 @@ def evaluate(
             raise untrained(path)
         if job.leads:
             finished = [stage for stage in ("register", "run") if job.folder.is_done(stage)]
-            # First: a version's verdict is that of the last report, and a kill must leave it to the next `run`.
-            job.folder.reopen(*finished)
             evaluate_job(job, champion=champion)
             if "register" in finished:
                 register_job(job)
             if "run" in finished:
+                job.deliver()
                 job.folder.finish("run")
     return job.result()
 
@@ -128,6 +129,8 @@ def evaluate_job(job: Job, *, champion: str | None = None) -> None:
             progress=job.progress,
         )
     report = report.model_copy(update={"cost": _cost(job, str(device))})
+    # A version's verdict is that of the last report: from here on a kill leaves both to the next `run`.
+    job.folder.reopen("evaluate", "register", "run")
     job.folder.update_metrics({**record, "rows": rows_of(job.manifest)})
     _write(job.folder.path, report)
     for name in ("report.html", "report.json"):
@@ -135,8 +138,8 @@ def evaluate_job(job: Job, *, champion: str | None = None) -> None:
     steps = job.folder.detail("train")["steps"]
     job.tracker.metrics(dict(_figures(record, report)), step=steps)
     job.tracker.tags(verdict_tags(report))
-    job.folder.finish("evaluate", job.evaluated_how())
     write_up(job)
+    job.finish("evaluate", job.evaluated_how())
 
 
 def _kept_epoch(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -208,6 +211,21 @@ def _evaluate_others(
     path = output or config.folder.with_name(f"{config.folder.name}-evaluated")  # type: ignore[union-attr]
     if (path / "run.json").exists():
         raise UserError(f"--output {path}: this is a run's own folder; give another one for the figures of {models[0]}")
+    with _held(path):
+        return _evaluate_held(config, named, path, data, champion, tracking_uri, progress)
+
+
+def _evaluate_held(
+    config: RunConfig | None,
+    named: Mapping[str, str],
+    path: Path,
+    data: Path | None,
+    champion: str | None,
+    tracking_uri: str | None,
+    progress: Progress,
+) -> RunResult:
+    """The same, in a folder that no other process writes to."""
+    models = list(named.values())
     folder, manifest = _prepared(config, data, progress)
     settings = EvaluationConfig() if config is None else config.evaluation
     registry = None if config is None else config.registry
@@ -240,11 +258,11 @@ def _evaluate_others(
                 undecided=undecided,
             ),
             gate=registry.gate if registry is not None else None,
-            work=_made(path),
+            work=path,
             progress=progress,
         )
     metrics = {**record, "rows": rows_of(manifest), "model": redact(models[0])}
-    write_atomically(path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    durable.write_file(path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     write_report(path / "report.md", name=name, manifest=manifest, metrics=metrics, config=resolved_config)
     _write(path, report)
     header, rows = summary_table(metrics, report)
@@ -269,23 +287,33 @@ def _named(models: Sequence[str]) -> dict[str, str]:
 
 def _prepared(config: RunConfig | None, data: Path | None, progress: Progress) -> tuple[Path, Manifest]:
     if data is not None:
+        durable.recover(data)
         if not (data / "manifest.json").is_file():
             raise UserError(
                 f"--data {data}: no prepared dataset here (manifest.json is missing); `recmtl prepare` first"
             )
-        return data, Manifest.read_from(data)
+        return data, Manifest.opened(data)
     if config is None:
         raise UserError("evaluate: --data is missing: the prepared dataset to evaluate on (or give a config)")
     prepared = prepare(config, progress=progress)
     return prepared.folder, prepared.manifest
 
 
-def _made(path: Path) -> Path:
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Make the folder that figures and report go to, and hold it."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(path)
+        (path / ".lock").touch()
     except OSError as error:
-        raise UserError(f"--output {path}: cannot make this folder ({error.strerror})") from error
-    return path
+        raise UserError(f"--output {path}: cannot write in this folder ({error.strerror})") from error
+
+    def busy() -> None:
+        raise UserError(f"--output {path}: another recmtl process writes in this folder; wait for it")
+
+    with held(path / ".lock", busy):
+        durable.remove_litter(path, held=True)
+        yield
 
 
 def _write(path: Path, report: Report) -> None:

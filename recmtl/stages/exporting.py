@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import recmtl
+from recmtl import durable
 from recmtl.errors import RunError, UserError
 from recmtl.evaluation.evaluate import TaskMetrics, evaluate
 from recmtl.evaluation.score import score
@@ -35,7 +36,7 @@ from recmtl.exporting import (
 from recmtl.features.quantised import Precision, Quantised
 from recmtl.loading import raw_frames, to_batch
 from recmtl.manifest import Manifest
-from recmtl.package import Package, load_package, replacing, with_quantised
+from recmtl.package import Package, load_package, with_quantised
 from recmtl.progress import Progress, Silent
 from recmtl.settings import Settings
 from recmtl.tracking import resolved
@@ -126,7 +127,7 @@ def _quantise(package: Package, precision: Precision, output: Path, data: Path |
     after: TaskMetrics = {}
     fingerprint, rows = None, 0
     if data is not None:
-        manifest = Manifest.read_from(data)
+        manifest = Manifest.opened(data)
         fingerprint, rows = manifest.fingerprint, manifest.splits["validation"].rows
         before, after = (_metrics(each, data, manifest, progress) for each in (package, smaller))
     was = sum(tensor.nbytes for tensor in package.model.tensors().values())
@@ -162,7 +163,7 @@ def _files(
     real = _real_rows(package, data)
     rows += [given for _, given in real]
     checks: dict[str, Check] = {}
-    with replacing(output) as temporary:
+    with durable.replacing(output) as temporary:
         progress.say(f"exporting to {format}: half a minute or so")
         if format == "onnx":
             export_onnx(package, temporary / "model.onnx")
@@ -194,7 +195,7 @@ def _real_rows(package: Package, data: Path | None) -> list[tuple[int, dict[str,
     """The first validation rows, as the package encodes them, after their number."""
     if data is None:
         return []
-    for frame in raw_frames(data, Manifest.read_from(data), "validation"):
+    for frame in raw_frames(data, Manifest.opened(data), "validation"):
         if frame.height:
             rows = frame.head(_REAL)
             return [(rows.height, inputs(to_batch(package.encode(rows), package.schema, None), package.schema))]

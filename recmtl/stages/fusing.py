@@ -105,10 +105,13 @@ def fuse(
             job = stack.enter_context(open_job(_as_trained(config), None, False, progress))
             if not job.folder.is_done("train"):
                 raise _untrained(config)
-            folder = job.prepared.folder
+            folder, manifest = job.prepared.folder, job.manifest
+        elif data is not None:
+            folder, manifest = data, Manifest.opened(data)
         else:
-            folder = data if data is not None else prepare(config, progress=progress).folder  # type: ignore[arg-type]
-        manifest = Manifest.read_from(folder)
+            assert config is not None
+            prepared = prepare(config, progress=progress)
+            folder, manifest = prepared.folder, prepared.manifest
         place = job.folder.package if job is not None else stack.enter_context(resolved(model, tracking_uri))
         work = Path(stack.enter_context(TemporaryDirectory(prefix="recmtl-")))
         settings.check(verify_package(place).tasks)  # what is wrong is said before anything is scored

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recmtl import durable
 from recmtl.config import RunConfig
 from recmtl.distributed import joined
-from recmtl.errors import NotRegisteredError, UserError
+from recmtl.errors import NotRegisteredError, RunError, UserError
 from recmtl.etl.prepare import Prepared
 from recmtl.etl.truth import read_truth
 from recmtl.evaluation import summary_table, write_report
@@ -22,11 +23,12 @@ from recmtl.findings import Report, read_report
 from recmtl.group import ONE, Group
 from recmtl.loading import Loader
 from recmtl.manifest import Manifest
+from recmtl.package import verify_package
 from recmtl.progress import Progress, Silent
 from recmtl.runs import RunFolder, open_run
 from recmtl.stages.preparing import prepare
 from recmtl.statistics import Statistics
-from recmtl.tracking import NullTracker, RegisteredVersion, Tracker, open_tracker, redact, store_uri
+from recmtl.tracking import NullTracker, RegisteredVersion, Tracker, deliver, open_tracker, redact, store_uri
 from recmtl.tracking.base import Status
 from recmtl.training import resolve_device
 
@@ -45,6 +47,10 @@ __all__ = [
     "version_data",
     "write_up",
 ]
+
+
+_REPORTS = ("report.md", "report.html", "report.json")
+"""What an evaluation on test leaves beside its figures."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,63 @@ class Job:
             )
         return self._tracker
 
+    def finish(self, stage: str, detail: Any = None) -> None:
+        """Note that a stage is done, once what it told the tracker is on the disk too."""
+        if self._tracker is not None:
+            self._tracker.flush()
+        self.folder.finish(stage, detail)
+
+    def deliver(self) -> None:
+        """Say that the run is over, and send all that the tracking store does not have yet; no more is tracked here.
+
+        Of a run that is over and delivered, nothing is opened.
+        """
+        if not self.leads:
+            return
+        if self._tracker is not None:
+            self._tracker.finish("FINISHED")
+            self._tracker = None
+        else:
+            deliver(self.config.tracking, self.folder.tracking, name=self.config.name, progress=self.progress)
+
+    def mend(self) -> None:
+        """See that what is noted as done is there as it was left; what is damaged is done again.
+
+        Raises:
+            RunError: it cannot be made again, as the checkpoints are gone.
+        """
+        folder = self.folder
+        if not folder.is_done("train"):
+            return
+        problem = self._damage()
+        if problem is None:
+            metrics = folder.read_metrics()
+            gone = [name for name in _REPORTS if not (folder.path / name).is_file()]
+            if metrics.get("evaluated_on") == "validation":
+                gone.append("the test figures of metrics.json")
+            if gone and folder.is_done("evaluate"):
+                self.progress.warn(f"{folder.path}: {', '.join(gone)} missing; evaluating again")
+                folder.reopen("evaluate", "register", "run")
+            return
+        if not any(folder.checkpoints.glob("step-*")):
+            raise RunError(
+                f"{problem}, and the checkpoints that it could be made from are gone; --overwrite trains anew"
+            )
+        self.progress.warn(f"{problem}; training goes on at its last checkpoint and makes it again")
+        folder.reopen("train", "evaluate", "register", "run")
+        for name in _REPORTS:  # they may be about a package that is no more
+            durable.remove(folder.path / name)
+
+    def _damage(self) -> str | None:
+        """What of the trained run is not as it was left, in words."""
+        try:
+            verify_package(self.folder.package)
+            if "history" not in self.folder.read_metrics():
+                return f"{self.folder.path / 'metrics.json'}: it lacks what training left"
+        except (RunError, UserError) as error:
+            return str(error)
+        return None
+
     def leave(self, status: Status | None) -> None:
         """The stage is over: with a status, so is the run."""
         if self._tracker is None:
@@ -164,6 +227,7 @@ def open_job(config: RunConfig, output: Path | None, overwrite: bool, progress: 
             fingerprint=config.fingerprint(),
             overwrite=overwrite,
             group=group,
+            progress=progress,
         ) as folder,
     ):
         progress = progress if group.rank == 0 else Silent()
@@ -173,6 +237,10 @@ def open_job(config: RunConfig, output: Path | None, overwrite: bool, progress: 
         folder.bind_data(prepared.manifest.fingerprint)
         job = Job(config, folder, prepared, progress, group)
         try:
+            with group.rank_0_first():
+                if job.leads:
+                    job.mend()
+            folder.follow(group)
             yield job
         except KeyboardInterrupt:
             job.leave("KILLED")

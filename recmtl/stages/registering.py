@@ -30,10 +30,11 @@ def sync(run_folder: Path, *, tracking_uri: str | None = None, progress: Progres
     ) as folder:
         synced = sync_tracking(run_folder, uri=tracking_uri, progress=progress)
         registered = synced.registered[-1] if synced.registered else None
-        if folder.is_done("evaluate") and not folder.is_done("run"):
-            folder.finish("run")
         if registered is not None:
             folder.finish("register", {**version_data(registered), "uri": redact(synced.uri)})
+        whole = folder.is_done("evaluate") and (config.registry is None or registered is not None)
+        if whole and synced.finished and not folder.is_done("run"):
+            folder.finish("run")  # else `recmtl run` has something left to do
         progress.say(f"{run_folder}: sent to {synced.uri}, run {synced.run_id}")
         return result_of(config, folder, None, (), uri=synced.uri)
 
@@ -51,5 +52,5 @@ def register_job(job: Job) -> None:
     if version is None:
         job.say(f"not registered as {registry.model}: tracking.enabled is false")
         return
-    job.folder.finish("register", version_data(version))
     job.folder.update_metrics({"seconds": job.folder.seconds})
+    job.finish("register", version_data(version))

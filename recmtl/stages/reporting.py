@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recmtl import __version__
+from recmtl import __version__, durable
 from recmtl.etl.guards import check_guards
 from recmtl.etl.slicing import SliceColumn, SlicesConfig, item_codes, ranking_groups, slice_columns
 from recmtl.etl.truth import read_truth
@@ -154,10 +154,13 @@ def report_on(
 
 @contextmanager
 def _working(folder: Path | None) -> Iterator[Path]:
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".scored-", dir=folder) as work:
-        yield Path(work)
+    if folder is None:
+        with TemporaryDirectory(prefix="recmtl-") as temporary:
+            yield Path(temporary)
+        return
+    durable.make_folder(folder)
+    with durable.scratch(folder, "scored") as work:
+        yield work
 
 
 class _Evaluation:

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from recmtl import durable
 from recmtl.balancing import build_balancer
 from recmtl.config import RunConfig
 from recmtl.distributed import check_device
@@ -20,7 +20,6 @@ from recmtl.evaluation.calibrating import fit_calibration
 from recmtl.model import Model, build_model
 from recmtl.package import save_package, with_calibration
 from recmtl.progress import Progress, Silent
-from recmtl.runs import write_atomically
 from recmtl.stages.evaluating import evaluate_job, score_package
 from recmtl.stages.fusing import fuse_package
 from recmtl.stages.job import Job, RunResult, open_job, rows_of, truth_of, write_up
@@ -65,15 +64,16 @@ def run(
     """
     with open_job(config, output, overwrite, progress or Silent()) as job:
         if job.folder.is_done("run") and job.is_evaluated():
+            job.deliver()
             job.say(f"{job.folder.path}: finished already, nothing to do; --overwrite begins anew")
         else:
             if not job.folder.is_done("train"):
                 _train(job)
             if job.leads and not job.is_evaluated():
-                job.folder.reopen("register", "run")  # a version's verdict is that of its last report
                 evaluate_job(job)
             if job.leads:
                 register_job(job)
+            job.deliver()
             job.folder.finish("run")
     return job.result()
 
@@ -131,20 +131,21 @@ def _train(job: Job) -> None:
             config=config.resolved(),
             data=manifest.fingerprint,
         )
-    with job.folder.timed("evaluate"), TemporaryDirectory(prefix=".scored-", dir=job.folder.path) as work:
-        scored = score_package(job, "validation", Path(work))
+    with job.folder.timed("evaluate"), durable.scratch(job.folder.path, "scored") as work:
+        scored = score_package(job, "validation", work)
         record = evaluation_record(
             {"validation": scored},
             tasks,
             job.statistics,
             truth_of(job, "validation"),
             replicates=0,  # intervals are for the final figures: test's, which `run` and `evaluate` add
-            folder=Path(work),
+            folder=work,
         )
         shipped = _complete(job, scored)
-    job.folder.finish("train", {"epochs": trained.epochs, "best_epoch": trained.best_epoch, "steps": trained.steps})
-    job.folder.update_metrics({**record, "rows": rows_of(manifest), "history": trained.history, **shipped})
+    figures = {**record, "rows": rows_of(manifest), "history": trained.history, **shipped}
+    job.folder.update_metrics(figures, anew=True)
     write_up(job)
+    job.finish("train", {"epochs": trained.epochs, "best_epoch": trained.best_epoch, "steps": trained.steps})
 
 
 def _guard(job: Job) -> None:
@@ -203,5 +204,5 @@ def _tell_plan(job: Job, plan: Plan | None) -> None:
     if plan.ranks > 1:
         for line in format_plan(plan).splitlines():
             job.progress.say(line)
-    write_atomically(job.folder.path / "sharding.json", json.dumps(plan.to_json(), indent=1) + "\n")
+    durable.write_file(job.folder.path / "sharding.json", json.dumps(plan.to_json(), indent=1) + "\n")
     job.tracker.artifact(job.folder.path / "sharding.json")

@@ -13,7 +13,7 @@ from recmtl.tracking.base import (
     store_uri,
 )
 from recmtl.tracking.gate import GateConfig, judge, verdict_tags
-from recmtl.tracking.mlflow_tracker import MlflowTracker, Synced, open_tracker, sync
+from recmtl.tracking.mlflow_tracker import MlflowTracker, Synced, deliver, open_tracker, sync
 from recmtl.tracking.promotion import Champion, History, Move, champion_of, history, promote, rollback
 from recmtl.tracking.registry import RegistryConfig, register, resolve, resolved
 from recmtl.tracking.trial import trial
@@ -32,6 +32,7 @@ __all__ = [
     "Tracker",
     "TrackingConfig",
     "champion_of",
+    "deliver",
     "history",
     "judge",
     "open_tracker",

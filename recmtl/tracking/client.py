@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 import recmtl
+from recmtl import durable
 from recmtl.errors import UserError
 from recmtl.tracking.base import redact
 
@@ -85,19 +86,19 @@ def _make_database(path: Path) -> None:
 
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(path.parent)
     with FileLock(path.parent / f".{path.name}.lock"):
         if path.exists():
             return
         unfinished = path.parent / f".{path.name}.making"
         for leftover in path.parent.glob(f"{glob.escape(unfinished.name)}*"):
-            leftover.unlink()
+            durable.remove(leftover)
         client = MlflowClient(tracking_uri=f"sqlite:///{unfinished}", registry_uri=f"sqlite:///{unfinished}")
         client.search_experiments(max_results=1)
         client.search_registered_models(max_results=1)
         for holder in (client._tracking_client, client._get_registry_client()):
             holder.store.engine.dispose()
-        unfinished.replace(path)
+        durable.commit_file(unfinished, path)
 
 
 @contextmanager

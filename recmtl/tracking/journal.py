@@ -11,12 +11,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from recmtl import durable
 from recmtl.errors import RunError
 
-__all__ = ["Journal", "Sent"]
+__all__ = ["Journal", "Sent", "is_over", "last_status", "wish_key"]
 
 
 class Journal:
@@ -27,7 +29,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(folder)
         self.folder = folder
         self.path = folder / "journal.jsonl"
         self.last_step: dict[str, int] = {}
@@ -37,6 +39,8 @@ class Journal:
         self.artifacts: dict[str, str] = {}
         """Artifact to the hash of the file when it was last told."""
         self.datasets: dict[str, str] = {}
+        self.wishes: dict[tuple[str, str, str | None], Mapping[str, Any]] = {}
+        """What was wished to be registered to the last wish for it: the ones before it are void."""
         self.status = "RUNNING"
         self._lock = threading.Lock()
         self._repair()
@@ -44,7 +48,8 @@ class Journal:
         for _, record in self.records() if self.path.exists() else ():
             self.run = self.run or record
             self._remember(record)
-        self._file = self.path.open("ab")
+        self._file = durable.files.open(self.path, "ab")
+        durable.files.fsync(folder)
         if not self.run:
             self.run = {"kind": "run", "id": uuid.uuid4().hex, "time": now()}
             self.append(self.run)
@@ -56,17 +61,20 @@ class Journal:
             The byte behind it.
         """
         with self._lock:
-            # In one write to the operating system, so that a kill leaves whole lines.
-            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-            self._file.flush()
+            start = self._file.seek(0, os.SEEK_END)
+            try:
+                # In one write to the operating system, so that a kill leaves whole lines.
+                durable.files.write(self._file, json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            except OSError:
+                self._file.truncate(start)  # or the next record would follow on half of this one
+                raise
             self._remember(record)
             return self._file.tell()
 
     def sync(self) -> None:
         """Wait until everything is on the disk."""
         with self._lock:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            durable.files.fsync(self.path)
 
     def records(self, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
         """The records from byte ``start`` on, each with the byte behind it.
@@ -104,7 +112,7 @@ class Journal:
     def _repair(self) -> None:
         if not self.path.exists():
             return
-        with self.path.open("rb+") as file:
+        with durable.files.open(self.path, "rb+") as file:
             end = file.seek(0, os.SEEK_END)
             position, tail = end, b""
             while position and b"\n" not in tail:
@@ -126,23 +134,24 @@ class Journal:
                 self.artifacts[record["name"]] = record["sha256"]
             case "dataset":
                 self.datasets[record["name"]] = record["digest"]
+            case "register":
+                self.wishes[wish_key(record)] = record
             case "status":
                 self.status = record["status"]
 
 
 class Sent:
-    """``sent.json``: how far each store follows the journal, by its address without secrets."""
+    """``sent.json``: how far each store follows the journal, by its address without secrets.
+
+    A damaged one is as none: the whole journal is sent again, and the stores are asked what they have of it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "sent.json"
         try:
-            state = json.loads(self.path.read_text())
-            assert isinstance(state["stores"], dict)
-            self._state: dict[str, Any] = state
-        except FileNotFoundError:
+            self._state: dict[str, Any] = _checked(json.loads(self.path.read_bytes()))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             self._state = {"latest": None, "stores": {}}
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
-            raise RunError(f"{self.path}: damaged; remove this file to send the whole journal again") from error
 
     @property
     def latest(self) -> dict[str, Any] | None:
@@ -163,15 +172,57 @@ class Sent:
         fresh.update(self._state["stores"].get(f"{uri} {experiment}", {}))
         return fresh
 
+    def follows(self, size: int) -> bool:
+        """Whether any store has acknowledged a journal of so many bytes."""
+        return any(store["acknowledged"] >= size for store in self._state["stores"].values())
+
     def put(self, uri: str, experiment: str, **values: Any) -> None:
         """Change some of what :meth:`get` returns."""
         self._state["stores"][f"{uri} {experiment}"] = self.get(uri, experiment) | values
         self._save()
 
     def _save(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self._state, indent=2) + "\n")
-        temporary.replace(self.path)
+        durable.write_file(self.path, json.dumps(self._state, indent=2) + "\n")
+
+
+def is_over(folder: Path) -> bool:
+    """Whether a journal's run has come to its end and a store has all of it; nothing is opened to write.
+
+    Raises:
+        OSError: there is none.
+    """
+    path = folder / "journal.jsonl"
+    return Sent(folder).follows(path.stat().st_size) and last_status(path) == "FINISHED"
+
+
+def last_status(path: Path) -> str | None:
+    """How the run of a journal ended, or RUNNING; None where it does not say."""
+    found = None
+    with path.open("rb") as lines:
+        for line in lines:
+            if b'"status"' in line:
+                with suppress(ValueError, TypeError, AttributeError):
+                    record = json.loads(line)
+                    found = record["status"] if record.get("kind") == "status" else found
+    return found
+
+
+def wish_key(record: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """Package, model and alias of a wish to register."""
+    return record["package"], record["model"], record["alias"]
+
+
+def _checked(state: Any) -> dict[str, Any]:
+    """The state; ValueError, KeyError or TypeError where it is none."""
+    latest = state["latest"]
+    if latest is not None:
+        wrong = [key for key in ("uri", "experiment", "name") if not isinstance(latest[key], str)]
+        if wrong or not isinstance(latest["secrets"], bool):
+            raise TypeError("latest")
+    for store in state["stores"].values():
+        if not isinstance(store["acknowledged"], int) or not isinstance(store.get("registered", {}), dict):
+            raise TypeError("stores")
+    return dict(state)
 
 
 def now() -> int:

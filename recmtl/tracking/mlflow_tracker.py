@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from recmtl import durable
 from recmtl.errors import NotRegisteredError, RecmtlError, UserError
 from recmtl.manifest import file_hash
 from recmtl.progress import Progress
@@ -35,10 +36,10 @@ from recmtl.tracking.base import (
     store_uri,
 )
 from recmtl.tracking.client import connect, experiment_id, explain, patiently, quietly
-from recmtl.tracking.journal import Journal, Sent, now
+from recmtl.tracking.journal import Journal, Sent, is_over, now, wish_key
 from recmtl.uris import shown_uri
 
-__all__ = ["MlflowTracker", "Synced", "open_tracker", "sync"]
+__all__ = ["MlflowTracker", "Synced", "deliver", "open_tracker", "sync"]
 
 _SEND_EVERY = 5.0
 """Seconds between sends."""
@@ -76,6 +77,21 @@ def open_tracker(config: TrackingConfig, folder: Path, *, name: str, progress: P
     return tracker
 
 
+def deliver(config: TrackingConfig, folder: Path, *, name: str, progress: Progress) -> None:
+    """Say that a run is over, and send what its store does not have yet; where it has all, nothing is opened.
+
+    What a kill at the end of a run left unsaid is said by the next command on it. A store that is away is warned of.
+
+    Args:
+        config, folder, name, progress: as for :func:`open_tracker`.
+    """
+    if not config.enabled or not (folder / "journal.jsonl").is_file() or is_over(folder):
+        return
+    MlflowTracker(folder, uri=store_uri(config.uri), experiment=config.experiment, name=name, progress=progress).finish(
+        "FINISHED"
+    )
+
+
 @dataclass
 class _Batch:
     """Records that go in one request, and the byte of the journal behind them."""
@@ -110,13 +126,15 @@ class MlflowTracker:
         self._name = name
         self._progress = progress
         self._every = system_metrics_seconds
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(folder)
         self._in_use = FileLock(folder / ".lock")
         try:
             self._in_use.acquire(timeout=0)
         except Timeout:
             raise UserError(f"{folder.parent}: another process tracks this run; wait until it is done") from None
         try:
+            durable.remove_litter(folder, held=True)
+            durable.remove_litter(folder / "reports", held=True)
             self._journal = Journal(folder)
             self._sent = Sent(folder)
             self._sent.aim(uri=self.uri, experiment=experiment, name=name, secrets=self.uri != uri)
@@ -169,8 +187,9 @@ class MlflowTracker:
         path = path.resolve()
         if not path.is_relative_to(run):
             kept = self.folder / "artifacts" / name
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, kept)
+            durable.make_folder(kept.parent)
+            with durable.replacing_file(kept) as unfinished:
+                shutil.copyfile(path, unfinished)
             path = kept.resolve()
         record = {"kind": "artifact", "path": str(path.relative_to(run)), "name": name, "sha256": digest}
         self._journal.append(record)
@@ -217,11 +236,10 @@ class MlflowTracker:
         """A copy under the name of its hash, which later evaluations leave alone; its path in the run's folder."""
         digest = file_hash(report)
         kept = self.folder / "reports" / f"{digest}.json"
-        if not kept.is_file():
-            kept.parent.mkdir(exist_ok=True)
-            unfinished = kept.with_suffix(".making")
-            shutil.copyfile(report, unfinished)
-            unfinished.replace(kept)
+        if not (kept.is_file() and file_hash(kept) == digest):
+            durable.make_folder(kept.parent)
+            with durable.replacing_file(kept) as unfinished:
+                shutil.copyfile(report, unfinished)
         return str(kept.resolve().relative_to(self.folder.parent.resolve()))
 
     def flush(self) -> None:
@@ -260,7 +278,8 @@ class MlflowTracker:
         if self._journal.status != "RUNNING":
             self._journal.append({"kind": "status", "status": "RUNNING", "time": now()})
         try:
-            self._send(surface=True)
+            # A wish to register that is still open waits: the package may be about to be made again.
+            self._send(surface=True, registering=False)
         except BaseException:
             self.kill()
             raise
@@ -470,6 +489,8 @@ class MlflowTracker:
                 self._upload(record)
             case "dataset":
                 self._log_dataset(record)
+            case "register" if self._journal.wishes[wish_key(record)] != record:
+                pass  # the package has been evaluated or made again since, and wished for again
             case "register":
                 with patiently():
                     version = registry.register(
@@ -558,6 +579,8 @@ class Synced:
     run_id: str
     registered: tuple[RegisteredVersion, ...]
     """Every version that the run has on this store, those of earlier times included."""
+    finished: bool = False
+    """Whether the run had come to its end, so that nothing is left to do but what was sent."""
 
 
 def sync(run: Path, *, uri: str | None = None, progress: Progress) -> Synced:
@@ -595,7 +618,7 @@ def sync(run: Path, *, uri: str | None = None, progress: Progress) -> Synced:
         tracker._send(surface=True)
         if not tracker.delivered or tracker.run_id is None:
             raise NotRegisteredError(f"{run} is still not sent: {tracker._failure}")
-        return Synced(tracker.uri, tracker.run_id, tracker.registered)
+        return Synced(tracker.uri, tracker.run_id, tracker.registered, tracker._journal.status == "FINISHED")
     finally:
         tracker.kill()
 

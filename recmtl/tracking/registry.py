@@ -23,6 +23,7 @@ import recmtl
 from recmtl.answering import Params
 from recmtl.errors import NotRegisteredError, RecmtlError, RunError, UserError
 from recmtl.findings import Report, read_report
+from recmtl.locks import held
 from recmtl.manifest import file_hash
 from recmtl.package import Contents, recover_package, verify_package
 from recmtl.settings import Settings
@@ -39,6 +40,8 @@ _SERVING = ("mlflow", "torch", "numpy", "pandas", "polars", "pyarrow", "pydantic
 _TORCHS_OWN = re.compile(r"^(nvidia-|cuda-|triton$)")
 """torch pins the CUDA build's parts itself, for the build that a machine gets."""
 _READY_SECONDS = 300.0
+_DUPLICATE = "recmtl.duplicate_of"
+"""Tag of a version that was made while another made the same, and could not be removed: the number of the other."""
 
 
 class RegistryConfig(Settings):
@@ -92,6 +95,9 @@ def register(
     report: Path | None = None,
 ) -> RegisteredVersion:
     """Make a package a version of a registered model; the same package by the same recmtl is the same version.
+
+    That holds however many register it at once: on a local store they take turns, on a server the version with the
+    lowest number wins, and whoever made another one removes it again.
 
     The alias is moved when the version is ready and not before, and only if the gate (where there is one) lets the
     version through. Without a gate, whoever asks last has the alias.
@@ -199,18 +205,20 @@ def _register(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = _same(client.search_model_versions(f"name = '{model}'", max_results=1000), tags)
-    if version is None:
-        filed = client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, uri, experiment)
-        logged = _log(client, contents, filed, tags, source, run_id)
-        version = client.create_model_version(
-            model,
-            f"models:/{logged.model_id}",
-            run_id=run_id,
-            tags=tags,
-            model_id=logged.model_id,
-            await_creation_for=0,
-        )
+    with _in_turn(uri):
+        version = _same(client, model, tags)
+        if version is None:
+            filed = client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, uri, experiment)
+            logged = _log(client, contents, filed, tags, source, run_id)
+            made = client.create_model_version(
+                model,
+                f"models:/{logged.model_id}",
+                run_id=run_id,
+                tags=tags,
+                model_id=logged.model_id,
+                await_creation_for=0,
+            )
+            version = _first(client, made, tags)
     deadline = time.monotonic() + _READY_SECONDS
     while version.status == "PENDING_REGISTRATION" and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -252,11 +260,46 @@ def _attach(client: Any, contents: Contents, version: Any, judged: _JudgedBy) ->
         client.set_model_version_tag(version.name, version.version, key, redact(value))
 
 
-def _same(candidates: Any, tags: dict[str, str]) -> Any:
-    """The newest of these that was made from the same package and source; None for none."""
+@contextmanager
+def _in_turn(uri: str) -> Iterator[None]:
+    """Hold the right to register on a store that is a file of this machine; on a server its version numbers decide."""
+    if not uri.startswith("sqlite:"):
+        yield
+        return
+    database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    with held(database.with_name(f".{database.name}.registering.lock"), lambda: None):
+        yield
+
+
+def _same(client: Any, model: str, tags: dict[str, str]) -> Any:
+    """The first version that was made from the same package and source, and was not given up; None for none."""
     keys = ("recmtl.package", "recmtl.source")
-    same = [one for one in candidates if all(one.tags.get(key) == tags[key] for key in keys)]
-    return max(same, key=lambda one: int(one.version), default=None)
+    # By the tag, as a store gives no more than so many versions at once.
+    found = client.search_model_versions(
+        f"name = '{model}' and tags.`recmtl.package` = '{tags['recmtl.package']}'", max_results=1000
+    )
+    same = [
+        one
+        for one in found
+        if all(one.tags.get(key) == tags[key] for key in keys)
+        and not str(one.status).startswith("FAILED")
+        and _DUPLICATE not in one.tags
+    ]
+    return min(same, key=lambda one: int(one.version), default=None)
+
+
+def _first(client: Any, made: Any, tags: dict[str, str]) -> Any:
+    """The version that stands for a package: the first, where others made some at the same time; ours goes then."""
+    from mlflow.exceptions import MlflowException
+
+    first = _same(client, made.name, tags)
+    if first is None or int(first.version) >= int(made.version):
+        return made
+    try:
+        client.delete_model_version(made.name, made.version)
+    except MlflowException:  # not allowed here: it stays, and says what it is
+        client.set_model_version_tag(made.name, made.version, _DUPLICATE, first.version)
+    return first
 
 
 def _log(

@@ -16,8 +16,6 @@ this folder on a disk that they share.
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from torch import Tensor
 
+from recmtl import durable
 from recmtl.errors import RunError, UserError
 from recmtl.features import Pieces
 from recmtl.group import ONE, Group
@@ -162,7 +161,7 @@ class Checkpoints:
         return final
 
     def _begin(self, name: str) -> str:
-        (self._folder / f"{_UNFINISHED}{name}").mkdir()
+        durable.files.mkdir(self._folder / f"{_UNFINISHED}{name}")
         return name
 
     def _finish(
@@ -174,15 +173,15 @@ class Checkpoints:
         then: Callable[[str], None] | None,
     ) -> str:
         unfinished = self._folder / f"{_UNFINISHED}{name}"
-        _write_flushed(unfinished / "state.json", json.dumps(state, indent=1).encode())
+        durable.write_file(unfinished / "state.json", json.dumps(state, indent=1))
         hashes = {**hashes, "state.json": file_hash(unfinished / "state.json")}
-        _write_flushed(unfinished / "hashes.json", json.dumps(hashes).encode())
-        _flush_folder(unfinished)
+        durable.write_file(unfinished / "hashes.json", json.dumps(hashes))
+        durable.files.fsync(unfinished)
         name = rename(name)
         if (self._folder / name).exists():  # the same weights, saved before a kill: perhaps they are damaged
             self._remove(self._folder / name)
-        unfinished.rename(self._folder / name)
-        _flush_folder(self._folder)
+        durable.files.rename(unfinished, self._folder / name)
+        durable.files.fsync(self._folder)
         if then is not None:
             then(name)
         return name
@@ -240,15 +239,13 @@ class Checkpoints:
         return result
 
     def _open(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(self._folder)
+        durable.remove_litter(self._folder, held=True)
         for remains in self._folder.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(remains) if remains.is_dir() else remains.unlink()
+            durable.remove(remains)
 
     def _make_newest(self, name: str) -> None:
-        pointer = self._folder / f"{_UNFINISHED}newest"
-        _write_flushed(pointer, f"{name}\n".encode())
-        pointer.replace(self._folder / "newest")
-        _flush_folder(self._folder)
+        durable.write_file(self._folder / "newest", f"{name}\n")
         self._drop_old()
 
     def _candidates(self) -> Iterator[Path]:
@@ -273,8 +270,8 @@ class Checkpoints:
 
     def _remove(self, folder: Path) -> None:
         aside = self._folder / f"{_UNFINISHED}old-{folder.name}"
-        folder.rename(aside)  # so that half of it never looks like a checkpoint
-        shutil.rmtree(aside)
+        durable.files.rename(folder, aside)  # so that half of it never looks like a checkpoint
+        durable.remove(aside)
 
     def _named(self, name: str) -> Path:
         folder = self._folder / name
@@ -321,22 +318,3 @@ def _state(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"{folder.name}: {error}") from error
     return state
-
-
-def _write_flushed(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    flush(path)
-
-
-def flush(path: Path) -> None:
-    """Write a file's content through to the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

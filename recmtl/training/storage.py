@@ -36,10 +36,10 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_together
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
+from recmtl import durable
 from recmtl.errors import RunError
 from recmtl.features import Pieces
 from recmtl.manifest import file_hash
-from recmtl.training.checkpoint import flush
 
 __all__ = ["Saved", "save"]
 
@@ -230,7 +230,7 @@ class _Writer(StorageWriter):
             save_file(tensors, path, metadata={"DCP_SHARDING_INFO": json.dumps(offsets)})
         except SafetensorError as error:  # the disk, said in its own words
             raise OSError(str(error)) from error
-        flush(path)
+        durable.files.fsync(path)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         self.hashes = dict(sorted(result.storage_data for written in results for result in written))

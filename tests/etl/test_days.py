@@ -1,5 +1,6 @@
 """The store of days against one reading of all logs, what late events rebuild, and what a day's dataset holds."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -9,12 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recmtl import durable
 from recmtl.errors import RunError, UserError
 from recmtl.etl.days import DailyConfig, Updated, bounds, longest_window, prepare_day, update
 from recmtl.etl.prepare import DataConfig, Prepared
 from recmtl.etl.sources.event_log import EventLogConfig, files_of, read
 from recmtl.etl.validate import Uses
-from recmtl.manifest import SPLITS
+from recmtl.manifest import SPLITS, file_hash
 from recmtl.progress import Silent
 from recmtl.schema import Feature
 from recmtl.statistics import NumberStatistics, Statistics
@@ -244,9 +246,8 @@ def test_a_day_begins_where_the_zone_says() -> None:
 def prepared(folder: Path, number: int, name: str = "data", **options: Any) -> Prepared:
     daily = {"date": day(number), "history": 5, "holdout": 0.3, "store": folder / "store", **options.pop("daily", {})}
     config = DataConfig(source=source(folder, **options.pop("source", {})), prepared=folder / name)
-    return prepare_day(
-        config, FEATURES, TASKS, DailyConfig.model_validate(daily), name="shop", progress=Silent(), **options
-    )
+    given = {"name": "shop", "progress": Silent(), **options}
+    return prepare_day(config, FEATURES, TASKS, DailyConfig.model_validate(daily), **given)
 
 
 def rows_of(found: Prepared, split: str) -> pl.DataFrame:
@@ -462,3 +463,84 @@ def test_conditions_and_negative_quantities_by_day(tmp_path: Path) -> None:
     assert not any("negative" in text for text in found.warnings)
     assert abs(found.filtered["purchase"]["where"] - found.read["purchase"] / 2) <= 4
     assert found.splits["train"].tasks["purchase"].positives < told.splits["train"].tasks["purchase"].positives
+
+
+class Told(Silent):
+    """Keeps what was warned of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warned: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warned.append(text)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_damaged_rows_and_labels_of_a_day_are_made_again(tmp_path: Path, damage: Any) -> None:
+    write(tmp_path, made_up_logs(9))
+    first = prepared(tmp_path, 6)
+    days = tmp_path / "store" / "days"
+    before = {path: file_hash(path) for path in sorted(days.rglob("*.parquet"))}
+    damage(days / str(day(5)) / "rows.parquet")
+    damage(days / str(day(4)) / "labels" / "purchase.parquet")
+    told = Told()
+    again = prepared(tmp_path, 6, name="again", progress=told)
+    assert [text for text in told.warned if f"damaged, and made again: {day(4)}, {day(5)}" in text]
+    assert {path: file_hash(path) for path in before} == before
+    assert again.manifest.splits == first.manifest.splits
+
+
+def test_a_damaged_file_of_a_log_is_read_again_before_a_day_is_made_of_it(tmp_path: Path) -> None:
+    logs = made_up_logs(6)
+    write(tmp_path, logs)
+    updated(tmp_path, source(tmp_path))
+    (cut,) = (tmp_path / "store" / "files" / "impressions").glob(f"*/{day(3)}.parquet")
+    flip(cut)
+    second, line = logs["impressions"][3 * 60 + 5]
+    logs["clicks"].append((second + 60, line.rpartition(",")[0]))
+    logs["clicks"].sort()
+    write(tmp_path, logs)
+    told = Told()
+    found = update(source(tmp_path), DailyConfig(), tmp_path / "store", told, uses=Uses(labels=LABELS))
+    assert any("what was read of impressions is damaged; reading it again" in text for text in told.warned)
+    whole = read_whole(tmp_path, source(tmp_path))
+    assert stored(tmp_path, found.days).select(whole.columns).equals(whole)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"recipe": "", "files": {}, "days": {}}'])
+def test_a_damaged_store_is_read_anew(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, made_up_logs(4))
+    first = updated(tmp_path, source(tmp_path))
+    before = stored(tmp_path, first.days)
+    (tmp_path / "store" / "store.json").write_bytes(content)
+    told = Told()
+    again = update(source(tmp_path), DailyConfig(), tmp_path / "store", told, uses=Uses(labels=LABELS))
+    assert any("store.json: damaged" in text for text in told.warned)
+    assert again.rebuilt == first.days
+    assert stored(tmp_path, again.days).equals(before)
+
+
+@pytest.mark.slow
+def test_after_a_kill_at_any_operation_the_days_are_the_same(
+    tmp_path: Path, kill_at_each: Callable[[Callable[[], object], Callable[[], object]], int]
+) -> None:
+    write(tmp_path, made_up_logs(2, per_day=20))
+    days = updated(tmp_path, source(tmp_path)).days
+    whole = stored(tmp_path, days)
+    durable.remove(tmp_path / "store")
+
+    def look() -> None:
+        assert updated(tmp_path, source(tmp_path)).days == days
+        assert stored(tmp_path, days).equals(whole)
+        hidden = [path.name for path in (tmp_path / "store").rglob(".*") if path.name != ".lock"]
+        assert hidden == []
+        durable.remove(tmp_path / "store")
+
+    kill_at_each(lambda: updated(tmp_path, source(tmp_path)), look)

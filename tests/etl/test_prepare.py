@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recmtl import durable
 from recmtl.errors import RunError, UserError
 from recmtl.etl import prepare as module
 from recmtl.etl.prepare import DataConfig, Prepared, prepare
@@ -192,7 +193,7 @@ def test_what_is_written(log: Path) -> None:
     assert manifest.inputs == {str(log): file_hash(log)}
     assert manifest.unattributed == {"click": {"no impression": 3}}
     assert manifest.statistics == Statistics.load(prepared.folder / "statistics").fingerprint()
-    listed = {"manifest.json"}
+    listed = {"manifest.json", ".recmtl"}
     for split in SPLITS:
         summary = manifest.splits[split]
         listed |= {shard.path for shard in (*summary.shards, *summary.raw_shards)}
@@ -394,9 +395,71 @@ def test_killed_midway_it_leaves_what_was_there(log: Path, at: str) -> None:
     assert sorted(path.name for path in log.parent.iterdir()) == [".prepared.lock", "log.parquet", "prepared"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("there", [False, True])
+def test_after_a_kill_at_any_operation_the_same_call_ends_with_the_same_bytes(
+    log: Path, kill_at_each: Callable[[Callable[[], object], Callable[[], object]], int], there: bool
+) -> None:
+    whole = tree(built(log, keep=["note"]).folder)
+    durable.remove(log.parent / "prepared")
+    before = tree(built(log).folder) if there else None
+    seen = set()
+
+    def look() -> None:
+        seen.add((log.parent / "prepared").exists())
+        built(log, keep=["note"])
+        assert tree(log.parent / "prepared") == whole
+        assert sorted(path.name for path in log.parent.iterdir()) == [".prepared.lock", "log.parquet", "prepared"]
+        durable.remove(log.parent / "prepared")
+        if there:
+            assert tree(built(log).folder) == before
+
+    kill_at_each(lambda: built(log, keep=["note"]), look)
+    assert True in seen
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\0" * 100, b"[" * 100_000])
+def test_a_damaged_manifest_is_built_again(log: Path, content: bytes) -> None:
+    first = built(log)
+    before = tree(first.folder)
+    (first.folder / "manifest.json").write_bytes(content)
+    progress = Silent()
+    assert built(log, progress).built
+    assert "damaged" in progress.warnings[0]
+    assert tree(first.folder) == before
+
+
+def test_a_manifest_that_says_something_else_is_damaged(log: Path) -> None:
+    first = built(log)
+    path = first.folder / "manifest.json"
+    text = path.read_text()
+    path.write_text(text.replace('"rows": ', '"rows": 1', 1))
+    assert path.read_text() != text
+    with pytest.raises(RunError, match=r"manifest\.json: damaged"):
+        Manifest.read_from(first.folder)
+    assert built(log).built
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "damage", ["train/part-00001.parquet", "raw/test/part-00000.parquet", "statistics/statistics.json"]
+)
+def test_prepared_data_are_verified_when_they_are_opened(log: Path, damage: str) -> None:
+    first = built(log)
+    assert Manifest.opened(first.folder) == first.manifest
+    path = first.folder / damage
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(RunError, match=rf"{path.name if 'part' in damage else 'statistics'}.*`recmtl prepare`"):
+        Manifest.opened(first.folder)
+    path.unlink()
+    with pytest.raises(RunError, match="`recmtl prepare`"):
+        Manifest.opened(first.folder)
+
+
 def test_killed_without_a_chance_to_clear_up(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(module.shutil, "rmtree", lambda *args, **kwargs: None)
+        patch.setattr(durable, "remove", lambda *args, **kwargs: None)
         with pytest.raises(KeyboardInterrupt):
             built(log, Killed("encoding"))
     assert (log.parent / ".prepared.building").is_dir()
@@ -417,14 +480,14 @@ def test_killed_between_the_two_renames_the_old_one_comes_back(log: Path) -> Non
 def test_a_rename_that_fails_leaves_the_old_one(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = built(log)
     before = tree(first.folder)
-    rename = Path.replace
 
-    def fail(path: Path, target: Path) -> Path:
-        if path.name == ".prepared.building":
-            raise OSError("no")
-        return rename(path, target)
+    class Failing(durable.Files):
+        def rename(self, source: Path, target: Path) -> None:
+            if source.name == ".prepared.building":
+                raise OSError("no")
+            super().rename(source, target)
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(durable, "files", Failing())
     with pytest.raises(OSError, match="no"):
         built(log, keep=["note"])
     assert tree(first.folder) == before
@@ -442,6 +505,7 @@ def test_a_folder_with_something_else_is_never_touched(log: Path) -> None:
     with pytest.raises(UserError, match=r"holds 'notes\.txt'"):
         built(log)
     (folder / "manifest.json").write_text(json.dumps({"name": "another program's"}))
+    (folder / ".recmtl").unlink()
     with pytest.raises(UserError, match="holds no prepared dataset"):
         built(log)
     assert (folder / "notes.txt").read_text() == "mine"

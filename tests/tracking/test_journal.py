@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from recmtl import durable
 from recmtl.errors import RunError
-from recmtl.tracking.journal import Journal, Sent
+from recmtl.tracking.journal import Journal, Sent, is_over
 
 
 def point(step: int) -> dict[str, object]:
@@ -89,5 +91,48 @@ def test_stores_are_followed_apart(tmp_path: Path) -> None:
     assert again.latest is not None
     assert again.latest["uri"] == "sqlite:///a.db"
     (tmp_path / "sent.json").write_text(json.dumps([]))
-    with pytest.raises(RunError, match="damaged"):
-        Sent(tmp_path)
+    assert Sent(tmp_path).get("sqlite:///a.db", "x")["acknowledged"] == 0, "damaged: all is sent again"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\0\0", b'{"stores": {}}', b'{"latest": null, "stores": {"a": {"acknowledged": "x"}}}'],
+)
+def test_a_damaged_mark_sends_all_again(tmp_path: Path, content: bytes) -> None:
+    sent = Sent(tmp_path)
+    sent.put("sqlite:///a.db", "x", run_id="1", acknowledged=10)
+    (tmp_path / "sent.json").write_bytes(content)
+    again = Sent(tmp_path)
+    assert again.get("sqlite:///a.db", "x") == {"run_id": None, "acknowledged": 0, "registered": {}}
+    again.put("sqlite:///a.db", "x", acknowledged=3)
+    assert Sent(tmp_path).get("sqlite:///a.db", "x")["acknowledged"] == 3
+
+
+def test_a_record_that_the_disk_refuses_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(durable.Files):
+        def write(self, file: Any, data: bytes) -> None:
+            super().write(file, data[:10])
+            raise OSError(28, "No space left on device", file.name)
+
+    journal = Journal(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "files", Full())
+        with pytest.raises(OSError, match="No space"):
+            journal.append({"kind": "tags", "values": {"a": "lost"}})
+    journal.append({"kind": "tags", "values": {"a": "kept"}})
+    journal.close()
+    assert [record["values"] for _, record in Journal(tmp_path).records() if record["kind"] == "tags"] == [
+        {"a": "kept"}
+    ]
+
+
+def test_a_run_is_over_when_it_ended_and_a_store_has_all(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    sent = Sent(tmp_path)
+    sent.put("sqlite:///a.db", "x", acknowledged=journal.size)
+    assert not is_over(tmp_path)
+    end = journal.append({"kind": "status", "status": "FINISHED", "time": 1})
+    journal.close()
+    assert not is_over(tmp_path)
+    sent.put("sqlite:///a.db", "x", acknowledged=end)
+    assert is_over(tmp_path)

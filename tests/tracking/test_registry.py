@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from recmtl.errors import NotRegisteredError, RefusedError, RunError, UserError
 from recmtl.findings import Check, Report, Verdict
 from recmtl.manifest import file_hash
 from recmtl.package import load_package, verify_package
-from recmtl.tracking import RegisteredVersion, register, resolve, resolved
+from recmtl.tracking import RegisteredVersion, register, registry, resolve, resolved
 from recmtl.tracking.client import quietly
 from recmtl.tracking.promotion import history, promote
 from recmtl.tracking.registry import requirements
@@ -59,6 +60,61 @@ def test_the_same_package_is_the_same_version(
     assert register(saved, "ranker", "champion", uri=uri) == RegisteredVersion("ranker", 1, "champion")
     with quietly():
         assert client.get_model_version_by_alias("ranker", "challenger").version in (1, "1")
+
+
+REGISTER = """
+import sys
+from pathlib import Path
+from recmtl.tracking import register
+print(register(Path(sys.argv[1]), "ranker", "challenger", uri=sys.argv[2], experiment="tests").version)
+"""
+
+
+@pytest.mark.slow
+def test_many_that_register_one_package_at_once_make_one_version(uri: str, saved: Path, client: Any) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", REGISTER, str(saved), uri], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    said = [process.communicate(timeout=300)[0].strip() for process in processes]
+    assert said == ["1", "1", "1"]
+    assert [int(one.version) for one in client.search_model_versions("name = 'ranker'")] == [1]
+
+
+@pytest.mark.parametrize("may_delete", [True, False])
+def test_on_a_server_the_first_of_two_versions_of_one_package_wins(
+    uri: str, saved: Path, client: Any, monkeypatch: pytest.MonkeyPatch, may_delete: bool
+) -> None:
+    """The other one registers after this one has looked and before it has made its own."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    look, looked = registry._same, []
+
+    def late(*arguments: Any) -> Any:
+        looked.append(None)
+        if len(looked) == 1:
+            assert look(*arguments) is None
+            register(saved, "ranker", None, uri=uri, experiment="tests")
+            return None
+        return look(*arguments)
+
+    def refuse(*_: Any) -> None:
+        raise MlflowException("permission denied")
+
+    monkeypatch.setattr(registry, "_in_turn", lambda _: nullcontext())
+    monkeypatch.setattr(registry, "_same", late)
+    if not may_delete:
+        monkeypatch.setattr(MlflowClient, "delete_model_version", refuse)
+    assert register(saved, "ranker", "challenger", uri=uri, experiment="tests").version == 1
+    versions = {int(one.version): one for one in client.search_model_versions("name = 'ranker'")}
+    assert sorted(versions) == ([1] if may_delete else [1, 2])
+    if not may_delete:
+        assert versions[2].tags["recmtl.duplicate_of"] == "1"
+    assert int(client.get_model_version_by_alias("ranker", "challenger").version) == 1
+    assert register(saved, "ranker", "challenger", uri=uri, experiment="tests").version == 1
 
 
 def test_another_package_is_the_next_version(

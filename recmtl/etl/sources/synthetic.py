@@ -15,7 +15,6 @@ written again.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -27,6 +26,7 @@ import polars as pl
 from filelock import FileLock
 from pydantic import Field, model_validator
 
+from recmtl import durable
 from recmtl.errors import UserError
 from recmtl.etl.sources import event_log
 from recmtl.etl.sources.base import Instant, LabelledLog
@@ -179,8 +179,9 @@ def write_logs(config: SyntheticConfig, progress: Progress) -> bool:
         UserError: the folder holds something that recmtl did not generate.
     """
     folder = config.path
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(folder.parent)
     with FileLock(folder.parent / f".{folder.name}.lock"):
+        durable.recover(folder)
         if _is_there(config):
             return False
         if (
@@ -192,14 +193,9 @@ def write_logs(config: SyntheticConfig, progress: Progress) -> bool:
                 f"data.source.path: {folder} holds something other than synthetic logs; name a new or an empty folder"
             )
         progress.say(f"writing {config.impressions:,} made-up impressions to {folder}")
-        fresh, stale = (folder.parent / f".{folder.name}.{word}" for word in ("writing", "stale"))
-        for leftover in (fresh, stale):
-            shutil.rmtree(leftover, ignore_errors=True)
-        _generate(config, fresh)
-        if folder.exists():
-            folder.rename(stale)
-        fresh.rename(folder)
-        shutil.rmtree(stale, ignore_errors=True)
+        durable.remove_litter(folder.absolute().parent, folder.name, held=True)
+        with durable.replacing(folder) as building:
+            _generate(config, building)
         return True
 
 

@@ -7,9 +7,9 @@ pixels and words.
 
 from pathlib import Path
 
+from recmtl import durable
 from recmtl.evaluation.html.page import render
 from recmtl.findings import Report, read_report
-from recmtl.runs import write_atomically
 
 __all__ = ["read_report", "render", "write_html", "write_json"]
 
@@ -20,7 +20,7 @@ def write_html(path: Path, report: Report) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    write_atomically(path, render(report))
+    durable.write_file(path, render(report))
 
 
 def write_json(path: Path, report: Report) -> None:
@@ -32,4 +32,4 @@ def write_json(path: Path, report: Report) -> None:
     """
     text = report.model_dump_json(indent=2) + "\n"
     Report.model_validate_json(text)
-    write_atomically(path, text)
+    durable.write_file(path, text)
