@@ -10,6 +10,7 @@ kill cut short is done again, and every stage may be done twice.
 import json
 import re
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,8 @@ from recmtl.progress import Progress, Silent
 __all__ = ["RunFolder", "holds_run", "open_run"]
 
 _STATE = "run.json"
-_FORMAT = 1
+_FORMAT = 2
+"""Raised when a run of an older recmtl cannot go on: those of format 2 record how values are read."""
 _OWN = (
     "run.json",
     "config.resolved.yaml",
@@ -247,6 +249,12 @@ def _read_state(path: Path, config_yaml: str, fingerprint: str, progress: Progre
     """The state of the run that is here; None for none. A damaged one is made anew where the config is this one's."""
     try:
         state = json.loads((path / _STATE).read_bytes())
+        if state["format"] in range(1, _FORMAT):
+            raise UserError(
+                f"{path}: the run in this folder was begun by an older recmtl, and this one cannot go on from its "
+                f"checkpoints; `recmtl run CONFIG --output {shlex.quote(str(path))} --overwrite` begins it "
+                "anew, and its package still serves until then"
+            )
         if state["format"] != _FORMAT:
             raise UserError(f"{path}: this run was made by a newer recmtl; give another --output, or --overwrite")
         _check_state(state)

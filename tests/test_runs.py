@@ -109,7 +109,7 @@ def test_seconds_add_up_over_resumed_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"\0" * 50, b'{"format": 1, "config": 3, "data": null, "done": {}, "seconds": {}}']
+    "content", [b"", b"{", b"[]", b"\0" * 50, b'{"format": 2, "config": 3, "data": null, "done": {}, "seconds": {}}']
 )
 def test_a_damaged_state_begins_its_stages_again(tmp_path: Path, content: bytes) -> None:
     with opened(tmp_path) as run:
@@ -119,6 +119,17 @@ def test_a_damaged_state_begins_its_stages_again(tmp_path: Path, content: bytes)
     with opened(tmp_path) as run:
         assert not run.is_done("train")
         run.bind_data("d1")
+
+
+def test_a_run_of_an_older_recmtl_names_the_command_that_begins_it_anew(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        run.bind_data("d1")
+    state = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(state | {"format": 1}))
+    with pytest.raises(UserError, match=r"older recmtl.*recmtl run CONFIG --output \S+ --overwrite"), opened(tmp_path):
+        pass
+    with opened(tmp_path, overwrite=True) as run:
+        assert not run.is_done("train")
 
 
 def test_a_damaged_state_of_another_config_is_named(tmp_path: Path) -> None:

@@ -726,6 +726,9 @@ def _existing(place: Path, fingerprint: str, folder: Path, progress: Progress) -
         return None
     try:
         manifest = Manifest.read_from(place)
+        if manifest.versions.get("etl") != str(VERSION):
+            progress.say(f"{folder}: prepared by another version of recmtl; preparing again")
+            return None
         if manifest.fingerprint != fingerprint:
             progress.say(f"{folder}: the inputs or the config changed since it was prepared; preparing again")
             return None

@@ -240,13 +240,22 @@ class _Evaluation:
     def _score(self, contender: Contender, split: str) -> Scored:
         name = split if contender.system == MODEL else f"{split} by {contender.system}"
         self.progress.say(f"scoring {name}")
-        return score(
+        loader = contender.loader(self.rows, split)
+        scored = score(
             contender.package.model,
-            contender.loader(self.rows, split),
+            loader,
             device=contender.package.device,
             progress=self.progress,
             spill=self.work(f"scored-{contender.system}-{split}"),
         )
+        for column, unread in loader.unread.items():
+            sentence = (
+                f"{name}: {unread.count:,} of {unread.given:,} values of column {column!r} cannot be read as in this "
+                f"model's training and count as missing (such as {', '.join(unread.examples)}): {unread.why}"
+            )
+            self.progress.warn(sentence)
+            self.notes.append(f"{sentence}.")
+        return scored
 
     def _columns(self) -> tuple[SliceColumn, ...]:
         if self.settings.slices is None:

@@ -2,7 +2,8 @@
 
 In: a package's folder (or an MLflow model with one in it, if the caller says that it is one), some raw rows, and what
 the evaluation predicted for them. Nothing in the folder decides whether code from it is run. Out: checks for the
-gate: it loads without what only training needs, predicts the same, and how long that takes. The process runs Python isolated (``-I``: no PYTHON… variables, no folder of the caller's on the path) from an empty folder.
+gate: it loads without what only training needs, predicts the same, and how long that takes. The process
+runs Python isolated (``-I``: no PYTHON… variables, no folder of the caller's on the path) from an empty folder.
 """
 
 import json
