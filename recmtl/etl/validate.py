@@ -220,6 +220,7 @@ def see_types(
     columns: dict[str, pl.Expr] = {}
     unread: dict[str, pl.Expr] = {}
     units: dict[str, TimeUnit] = {}
+    twice: dict[str, pl.Expr] = {}
     broken: list[tuple[pl.Expr, str]] = []
     warnings: list[str] = []
     for name, dtype in schema.items():
@@ -236,6 +237,11 @@ def see_types(
                 raw, dtype, units[name], rule.timezone, f"{where}: column {shown}", time_format=rule.format
             )
             broken += _time_reasons(shown, raw, dtype, done, rule)
+            local = _as_written(raw, dtype, units[name], rule)
+            if local is not None:
+                skipped = local.is_not_null() & local_time(local, rule.timezone).is_null()
+                broken.insert(-3, (skipped, f"{shown} does not exist in {rule.timezone}, whose clocks skip it"))
+                twice[name] = _named_twice(local, rule.timezone)
         elif name in rules.types:
             typed = _cast(raw, dtype, rules.types[name], rules.style)
             if name not in rules.uses.labels:
@@ -283,10 +289,49 @@ def see_types(
         columns[name] = typed
         if failed is not None:
             unread[name] = failed
+    warnings += _of_times_named_twice(frame, twice, rules, where, names or {})
     nothing = pl.lit(None, pl.String)
     reasons = [pl.when(condition).then(pl.lit(reason)) for condition, reason in broken]
     reason = pl.coalesce(*reasons, nothing) if reasons else nothing
     return Typing(columns, reason, tuple(warnings), unread, units)
+
+
+def _as_written(raw: pl.Expr, dtype: pl.DataType, unit: TimeUnit, rule: TimeRule) -> pl.Expr | None:
+    """Times that are written without a zone, as they are written; None where a zone without clock changes is meant, or
+    none is."""
+    if rule.timezone == "UTC":
+        return None
+    if dtype == pl.Date:
+        return raw.cast(pl.Datetime("us"))
+    if isinstance(dtype, pl.Datetime):
+        return raw if dtype.time_zone is None else None
+    if dtype == pl.String and rule.format is None and unit in ("iso", "auto"):
+        # In UTC, what has no zone keeps its digits.
+        zoned = _extended(raw).str.extract(_ISO, 3).is_not_null()
+        return pl.when(~zoned).then(iso_time(raw, "UTC").dt.replace_time_zone(None))
+    return None
+
+
+def _named_twice(local: pl.Expr, timezone: str) -> pl.Expr:
+    """Whether a time names two instants, in the hour that a clock change repeats."""
+    first, second = (
+        local.dt.replace_time_zone(timezone, ambiguous=which, non_existent="null") for which in ("earliest", "latest")
+    )
+    return first != second
+
+
+def _of_times_named_twice(
+    frame: pl.LazyFrame, twice: Mapping[str, pl.Expr], rules: Rules, where: str, names: Mapping[str, str]
+) -> list[str]:
+    if not twice:
+        return []
+    counts = frame.select(test.sum().alias(name) for name, test in twice.items()).collect(engine="streaming")
+    return [
+        f"{where}: column {names.get(name, name)}: {counts[name][0]:,} times lie in an hour that the clocks of "
+        f"{rules.times[name].timezone} repeat, and are taken as the first of the two; write times with their zone"
+        for name in twice
+        if counts[name][0]
+    ]
 
 
 def _is_id(name: str, rules: Rules) -> bool:

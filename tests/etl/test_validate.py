@@ -256,7 +256,22 @@ def test_times_without_a_zone_are_in_the_stated_one():
 
 
 def test_a_time_that_a_clock_change_skips_is_no_time():
-    assert times(["2022-03-27 02:30"], timezone="Europe/Berlin") == ([None], ["t is not a time"])
+    reason = "t does not exist in Europe/Berlin, whose clocks skip it"
+    assert times(["2022-03-27 02:30"], timezone="Europe/Berlin") == ([None], [reason])
+    assert times([datetime(2022, 3, 27, 2, 30)], pl.Datetime("us"), timezone="Europe/Berlin") == ([None], [reason])
+    assert times(["2022-03-27 02:30Z"], timezone="Europe/Berlin")[1] == [None]
+
+
+def test_times_that_name_two_instants_are_the_first_and_counted():
+    for values, dtype in (
+        (["2022-10-30 02:30", "2022-10-30 02:30Z", "x"], pl.String),
+        ([datetime(2022, 10, 30, 2, 30)], pl.Datetime("us")),
+    ):
+        frame = pl.DataFrame({"t": values}, schema={"t": dtype})
+        rules = Rules(times={"t": TimeRule(timezone="Europe/Berlin")})
+        rows, warnings = judged(frame, rules)
+        assert rows["t"][0] == datetime(2022, 10, 30, 0, 30, tzinfo=UTC)
+        assert "column t: 1 times lie in an hour that the clocks of Europe/Berlin repeat" in warnings[0]
 
 
 def test_bad_times_have_their_reason():
