@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recmtl.errors import RunError
-from recmtl.etl.encode import Encoder
+from recmtl.etl.convert import RowEncoder
 from recmtl.manifest import Manifest, inside
+from recmtl.reading import Unread
 from recmtl.schema import MISSING, UNSEEN, Feature, Schema
 from recmtl.statistics import LabelStatistics, Profile, Statistics
 
@@ -111,7 +112,8 @@ def look_again(
     if summary.rows and not summary.raw_shards:
         raise RunError(f"{folder}: {split} keeps no raw rows, so its drift cannot be seen")
     step = 1 if max_rows is None else max(1, -(-summary.rows // max_rows))
-    encoder = Encoder(schema, statistics)
+    encoder = RowEncoder(schema, statistics)
+    unread: dict[str, Unread] = {}  # counted by the evaluation, which encodes the same rows
     looked_at = 0
 
     def frames() -> Iterator[pl.DataFrame]:
@@ -121,7 +123,7 @@ def look_again(
             raw = raw.select("row", *_present(raw, schema)).gather_every(step)
             looked_at += raw.height
             for some in raw.iter_slices(_AT_ONCE):
-                yield encoder.rows(some)
+                yield encoder.rows(some, unread)
 
     known = {
         name: Profile(profile.values, profile.edges, (0,) * len(profile.counts))

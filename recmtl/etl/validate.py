@@ -629,7 +629,8 @@ def _see_text(raw: pl.Expr, seen: Mapping[str, Any], name: str, style: NumberSty
 
 def _see_label(raw: pl.Expr, seen: Mapping[str, Any], name: str, style: NumberStyle) -> pl.Expr:
     typed, failing = _see_text(raw, seen, name, style)
-    return raw if failing else typed
+    # Where some of it is no number it stays text, of which labels are read with a decimal point.
+    return (raw if style.usual else pl.coalesce(number_text(raw, style), raw)) if failing else typed
 
 
 def _plain(raw: pl.Expr, dtype: pl.DataType) -> pl.Expr:

@@ -89,7 +89,7 @@ def predict(
         csv = _csv(package, separator, encoding, missing)
         style = _style(package, decimal, thousands)
         for name, file in files.items():
-            there = header(file, "--input", separator=csv.separator, encoding=csv.encoding)
+            there = header(file, "--input", separator=csv.separator, encoding=csv.encoding, quote=csv.quote or False)
             absent = [column for column in package.schema.columns if column not in there]
             if 0 < len(absent) < len(package.schema.columns):  # of all, the package says that itself
                 progress.warn(f"{name}: it has no column {', '.join(absent)}; scored as missing in every row")

@@ -45,7 +45,7 @@ if wish["mlflow"]:
     import mlflow.pyfunc
 
     model = mlflow.pyfunc.load_model(wish["folder"])  # with the recmtl that the model brings along
-    predict = lambda rows: pl.from_pandas(model.predict(rows.to_pandas()))
+    predict = lambda rows: pl.from_pandas(model.predict(rows.to_pandas(use_pyarrow_extension_array=True)))
 else:
     exec(wish["bootstrap"])
     from recmtl.package import load_package

@@ -169,6 +169,8 @@ class EventLogConfig(Settings):
     """The instant up to which events were recorded. By default the latest valid impression time."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
     """CSV: between fields."""
+    quote: Annotated[str, Field(min_length=1, max_length=1)] | None = '"'
+    """CSV: the character that encloses fields; null: nothing does."""
     encoding: Encoding = "utf-8"
     """CSV and JSON lines: how the text is encoded."""
     missing: tuple[str, ...] = MISSING_TEXTS
@@ -467,7 +469,13 @@ class Reader:
     ) -> None:
         self._config, self._files, self._work, self._progress = config, files, work, progress
         self._headers = {
-            name: header(paths, self._where(name), separator=config.separator, encoding=config.encoding)
+            name: header(
+                paths,
+                self._where(name),
+                separator=config.separator,
+                encoding=config.encoding,
+                quote=config.quote or False,
+            )
             for name, paths in files.items()
         }
         for key, column in config.columns.items():
@@ -573,6 +581,7 @@ class Reader:
             deduplicate=deduplicate,
             separator=self._config.separator,
             encoding=self._config.encoding,
+            quote=self._config.quote or False,
             missing=self._config.missing,
             condition=condition,
             amounts=amounts,
@@ -619,7 +628,9 @@ class Reader:
         rule = self._times("impressions")["time"]
         return Conventions(
             source=impressions.kind,
-            csv=CsvFormat(separator=config.separator, encoding=config.encoding, missing=config.missing),
+            csv=CsvFormat(
+                separator=config.separator, encoding=config.encoding, quote=config.quote, missing=config.missing
+            ),
             texts=frozenset(texts),
             style=self.style,
             timezone=rule.timezone,

@@ -87,6 +87,8 @@ class TableConfig(Settings):
     """A time after this is impossible, and its row is a bad one. By default a day after the moment of reading."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
     """CSV: between fields."""
+    quote: Annotated[str, Field(min_length=1, max_length=1)] | None = '"'
+    """CSV: the character that encloses fields; null: nothing does."""
     encoding: Encoding = "utf-8"
     """CSV and JSON lines: how the text is encoded."""
     missing: tuple[str, ...] = MISSING_TEXTS
@@ -137,7 +139,7 @@ def read(config: TableConfig, work: Path, progress: Progress, *, uses: Uses = AN
     """
     files = _files(config)
     every = {text: path for named in files.values() for text, path in named.items()}
-    columns = header(every, _WHERE, separator=config.separator, encoding=config.encoding)
+    columns = header(every, _WHERE, separator=config.separator, encoding=config.encoding, quote=config.quote or False)
     keys = _keys(config, columns)
     for setting, names in (("outcomes", config.outcomes), ("drop", config.drop), ("types", config.types)):
         unknown = [name for name in names if name not in columns]
@@ -163,6 +165,7 @@ def read(config: TableConfig, work: Path, progress: Progress, *, uses: Uses = AN
         deduplicate=config.deduplicate,
         separator=config.separator,
         encoding=config.encoding,
+        quote=config.quote or False,
         missing=config.missing,
         tags=_tags(files) if config.paths is not None else None,
         condition=config.where,
@@ -184,7 +187,9 @@ def read(config: TableConfig, work: Path, progress: Progress, *, uses: Uses = AN
         condition_unread={(f"{_WHERE}.where", name): found for name, found in log.condition_unread.items()},
         conventions=Conventions(
             source=log.kind,
-            csv=CsvFormat(separator=config.separator, encoding=config.encoding, missing=config.missing),
+            csv=CsvFormat(
+                separator=config.separator, encoding=config.encoding, quote=config.quote, missing=config.missing
+            ),
             texts=frozenset(log.columns if log.kind == "csv" else ()),
             style=style,
             timezone=config.timezone,
