@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from uuid import UUID
 
 import numpy as np
 import polars as pl
@@ -899,6 +900,8 @@ def _from_pandas(name: str, column: "pd.Series[Any]") -> pl.Series:
     if isinstance(column.dtype, pd.DatetimeTZDtype):  # pandas warns of what Polars does with it
         naive = pl.Series(name, pl.from_pandas(column.dt.tz_convert("UTC").dt.tz_localize(None)))
         return naive.dt.replace_time_zone("UTC")
+    if column.dtype == object and any(isinstance(value, UUID) for value in column):  # Arrow keeps their bytes
+        column = column.map(lambda value: str(value) if isinstance(value, UUID) else value)
     try:
         return pl.Series(name, pl.from_pandas(column))
     except (
@@ -911,12 +914,13 @@ def _from_pandas(name: str, column: "pd.Series[Any]") -> pl.Series:
         pl.exceptions.PolarsError,
     ):
         values = [None if _missing(value) else value for value in column.tolist()]
-    listed = [
-        value for value in values if value is not None and hasattr(value, "__len__") and not isinstance(value, str)
-    ]
-    if not listed:
+    given = [value for value in values if value is not None]
+    listed = [hasattr(value, "__len__") and not isinstance(value, str | bytes) for value in given]
+    if not any(listed):
         return pl.Series(name, values, dtype=pl.Object)
     try:
+        if not all(listed):
+            raise TypeError("a value that is no list")
         return pl.Series(name, [None if value is None else list(value) for value in values], strict=False)
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise UserError(f"column {name!r} mixes lists with other values; make it one kind") from error

@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
+from uuid import UUID
 
 import numpy as np
 import polars as pl
@@ -216,6 +217,8 @@ def refuse(problems: Mapping[str, Unread]) -> None:
 def _convert(name: str, raw: pl.Expr, dtype: pl.DataType, how: ColumnReading) -> _Converted | None:
     """How a column of type ``dtype`` becomes what it was in training; None: it is that already, or is left to the
     encoding."""
+    if not _known(dtype):
+        return _never(raw, f"this is {dtype}; pass text, numbers, booleans or times")
     if isinstance(dtype, (pl.Categorical, pl.Enum)):
         raw, dtype = raw.cast(pl.String), pl.String()
         return _convert(name, raw, dtype, how) or _Converted(raw)
@@ -242,6 +245,12 @@ def _convert(name: str, raw: pl.Expr, dtype: pl.DataType, how: ColumnReading) ->
     if found is None and dtype == pl.String and how.missing:
         return _Converted(raw)
     return found
+
+
+def _known(dtype: pl.DataType) -> bool:
+    """Whether values of this type are such as a log holds; pandas' periods and intervals are not."""
+    single = dtype.is_numeric() or dtype.is_temporal() or dtype.is_nested()
+    return single or dtype in (pl.String, pl.Boolean, pl.Binary, pl.Categorical, pl.Enum)
 
 
 def _never(raw: pl.Expr, why: str) -> _Converted:
@@ -481,6 +490,16 @@ def _objects(values: pl.Series, how: ColumnReading) -> tuple[pl.Series, Unread |
     parts: list[tuple[list[int], pl.Series]] = []
     problem: Unread | None = None
     for kind, places in kinds.items():
+        if kind == "other":
+            strange = [items[place] for place in places]
+            one = Unread(
+                count=len(places),
+                given=len(places),
+                examples=tuple(dict.fromkeys(_shown(value) for value in strange[:3])),
+                why=f"a {type(strange[0]).__name__} is no value of a column; pass text, numbers, booleans or times",
+            )
+            problem = one if problem is None else problem.joined(one)
+            continue
         part = _series(values.name, kind, [items[place] for place in places])
         found = _convert(values.name, pl.col(values.name), part.dtype, how)
         frame = part.to_frame()
@@ -551,7 +570,7 @@ def _kind(value: object) -> str:
         return "binary"
     if isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
         return "list"
-    return "text"
+    return "text" if isinstance(value, (str, UUID)) else "other"
 
 
 def _series(name: str, kind: str, values: list[object]) -> pl.Series:

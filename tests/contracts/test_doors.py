@@ -407,3 +407,65 @@ def test_what_is_refused_names_the_remedy(logs: dict[str, Trained], unread: dict
     package.predict(frame, unread=unread)
     assert unread["zeros"].count == 2
     assert unread["zeros"].examples == ("17", "4")
+
+
+def _rows(package: Package, values: Any) -> np.ndarray:
+    """Predictions for a pandas column under the name that the package reads."""
+    (column,) = package.schema.columns
+    return package.predict_pandas(pd.DataFrame({column: values}))["click"].to_numpy()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "values", "same"),
+    [
+        ("parquet", "whole_id", pd.Series([3, None], dtype="Int64"), [3.0, None]),
+        ("parquet", "whole_id", pd.Series([3, 5], dtype="category"), [3, 5]),
+        ("parquet", "whole_id", pd.Series([3, None], dtype="int64[pyarrow]"), ["3", None]),
+        ("parquet", "user_id", pd.Series([2**60 + 3, None], dtype="Int64"), [str(2**60 + 3), None]),
+        ("parquet", "plain", pd.Series(["Zürich", None], dtype="string[pyarrow]"), ["Zürich", None]),
+        ("parquet", "plain", pd.Series(["Zürich", "Genève"], dtype="category"), ["Zürich", "Genève"]),
+        ("parquet", "flag", pd.Series([True, None], dtype="boolean"), [True, None]),
+        ("parquet", "price_n", pd.Series([Decimal("12.5"), None]), [12.5, None]),
+        ("parquet", "price_n", pd.Series([1.5, None], dtype="Float64"), ["1.5", float("nan")]),
+        ("parquet", "day", pd.Series([date(2020, 1, 4), None]), pd.Series([datetime(2020, 1, 4), None])),
+        ("parquet", "seen", pd.Series([np.array([1, 2]), None]), [[1, 2], None]),
+        ("parquet", "campaign", pd.Series([10**18 + 3, 10**30], dtype=object), [Decimal(10**18 + 3), Decimal(10**30)]),
+        ("parquet", "unsigned", pd.Series([2**63 + 3, None], dtype=object), [str(2**63 + 3), None]),
+        ("csv", "whole_id", pd.Series([3, "5", 7.0, None], dtype=object), [3, 5, 7, None]),
+    ],
+)
+def test_pandas_has_many_types_for_one_value(
+    logs: dict[str, Trained], kind: str, name: str, values: Any, same: Any
+) -> None:
+    package = logs[kind].package(name)
+    np.testing.assert_array_equal(_rows(package, values), _rows(package, same))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "values", "match"),
+    [
+        ("csv", "zeros", [17], "leading zeros"),
+        ("csv", "zeros", pd.Series(["00017", 17], dtype=object), r"1 of 2 values.*\(17\)"),
+        ("csv", "plain", [True], "training read this column as text"),
+        ("csv", "plain", [datetime(2024, 1, 1)], "training read this column as text"),
+        ("csv", "price", ["12.5"], "written with the decimal ','"),
+        ("csv", "count", [float("inf")], "a number lies within"),
+        ("csv", "flag", [2], "training read true and false"),
+        ("csv", "flag", ["yes"], "training read true and false"),
+        ("parquet", "user_id", [2.0**60], r"floats skip whole numbers.*dtype=\{'user_id': str\}"),
+        ("parquet", "time_n", [1704067200], "does not say in which unit"),
+        ("parquet", "time_n", ["yesterday"], "times are written ISO 8601"),
+        ("parquet", "day_n", [datetime(2024, 1, 1, 5)], "training read dates"),
+        ("parquet", "words", [[7]], "pass lists of text"),
+        ("parquet", "price_n", [datetime(2024, 1, 1)], "training read numbers"),
+        ("parquet", "price_n", ["cheap"], "training read numbers"),
+        ("parquet", "plain", pd.period_range("2024-01", periods=1, freq="M").to_series(), "pass text, numbers"),
+        ("parquet", "plain", pd.Series([1 + 2j, "a"], dtype=object), "a complex is no value of a column"),
+        ("parquet", "seen", pd.Series([[1], "a"], dtype=object), "mixes lists with other values"),
+    ],
+)
+def test_what_cannot_mean_the_trained_type_is_refused(
+    logs: dict[str, Trained], kind: str, name: str, values: Any, match: str
+) -> None:
+    with pytest.raises(UserError, match=match):
+        _rows(logs[kind].package(name), values)
