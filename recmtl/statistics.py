@@ -6,6 +6,7 @@ them is finite, when they are written and when they are read.
 """
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -296,7 +297,7 @@ def _not_finite(where: str, **values: object) -> Iterator[str]:
 def _not_rising(where: str, values: tuple[float, ...]) -> Iterator[str]:
     problems = list(_not_finite(where, **{f"value {place}": value for place, value in enumerate(values)}))
     yield from problems
-    if not problems and any(later < before for before, later in zip(values, values[1:], strict=False)):
+    if not problems and any(later < before for before, later in itertools.pairwise(values)):
         yield f"{where}: the values do not rise"
 
 

@@ -20,6 +20,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING
 
@@ -183,7 +184,7 @@ def remedy(verb: str, doing: str) -> str:
 def _killed_for_memory() -> int:
     """How many processes the kernel has killed for want of memory, in this container or on this machine."""
     for path, key in (("/sys/fs/cgroup/memory.events", "oom_kill"), ("/proc/vmstat", "oom_kill")):
-        with suppress(OSError, ValueError), open(path) as file:
+        with suppress(OSError, ValueError), Path(path).open() as file:
             for line in file:
                 found, _, number = line.partition(" ")
                 if found == key:
