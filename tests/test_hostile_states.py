@@ -37,28 +37,31 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 }
 
 
+def sentence(act: Callable[[], Any]) -> str:
+    """What recmtl says of it; empty where it begins anew. Any other error is a fault."""
+    try:
+        act()
+    except RecmtlError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
 @pytest.mark.parametrize("reader", READERS)
 def test_a_state_that_is_none(reader: str, content: bytes, tmp_path: Path) -> None:
     name, read = READERS[reader]
     (tmp_path / name).write_bytes(content)
-    try:
-        read(tmp_path)
-    except RecmtlError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 600
-    except AttributeError:
-        raise AssertionError("the content was taken for something else") from None
+    said = sentence(lambda: read(tmp_path))
+    assert "\n" not in said
+    assert len(said) < 600
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_journal_that_is_none(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_bytes(content + b"\n")
     last_status(tmp_path / "journal.jsonl")
-    try:
-        Journal(tmp_path).close()
-    except RecmtlError as error:
-        assert "journal.jsonl: damaged at record 0" in str(error)
+    said = sentence(lambda: Journal(tmp_path).close())
+    assert not said or "journal.jsonl: damaged at record 0" in said
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
@@ -79,7 +82,7 @@ def test_a_report_and_a_list_of_source_that_are_none(content: bytes, tmp_path: P
 
 def test_a_move_that_is_none() -> None:
     class Version:
-        tags = {"recmtl.move": "[" * 5000}  # noqa: RUF012
+        tags = {"recmtl.move": "[" * 5000}
         version = "1"
 
     assert _entry(Version()) is None

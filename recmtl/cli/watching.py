@@ -158,8 +158,9 @@ def _sentence(name: str, verb: str, doing: str, *, memory: bool) -> str:
             f"the kernel killed it): {remedy(verb, doing)}"
         )
     return (
-        f"recmtl {verb} crashed in a library{during} ({name}); `recmtl doctor` says whether the installed ones fit "
-        "together, a damaged or hostile input file is another cause; the same command goes on from here"
+        f"recmtl {verb} crashed in a library{during} ({name}; {held}); perhaps memory was short: "
+        f"{remedy(verb, doing)}. If it was not, an input file may be damaged, and `recmtl doctor` says whether the "
+        "installed libraries fit together"
     )
 
 
@@ -172,12 +173,14 @@ def remedy(verb: str, doing: str) -> str:
     """
     if verb == "predict":
         less = "give fewer --workers, or fewer input files at a time"
-    elif doing.startswith("epoch") or (verb == "train" and not doing):
+    elif doing.startswith("epoch"):
         less = "lower training.batch_size or training.window_rows, the tables' embedding_dim, or raise their min_count"
     elif verb in ("evaluate", "fuse", "export") or doing.startswith(("scoring", "gates", "what features", "fusing")):
         less = "lower evaluation.intervals.memory_rows or training.batch_size"
-    else:
+    elif verb == "prepare" or doing:
         less = "lower data.rows_per_shard, or prepare fewer rows at a time"
+    else:
+        less = "lower data.rows_per_shard, training.window_rows or training.batch_size"
     return f"{less}; the same command goes on from here"
 
 
