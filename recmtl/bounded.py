@@ -1,8 +1,8 @@
 """JSON of bounded size and depth: read so, it cannot exhaust memory or the stack, whoever wrote it.
 
 In: a file, or bytes. Out: its value, or one error that says what is wrong with it. Size and depth are checked on the
-bytes, before anything is built of them. ``NaN``, ``Infinity`` and ``1e999``, which JSON does not have, are refused
-where recmtl itself wrote the file.
+bytes, before anything is built of them. ``NaN``, ``Infinity`` and ``1e999``, which JSON does not have, are refused in
+what recmtl itself wrote.
 """
 
 import json

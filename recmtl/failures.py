@@ -64,7 +64,7 @@ def out_of_memory(error: BaseException) -> str | None:
     text = str(error)
     if ("torch", "OutOfMemoryError") in names or (isinstance(error, RuntimeError) and "CUDA out of memory" in text):
         return "memory of the GPU"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "failed to map segment" in text):
         return "memory"
     native = isinstance(error, RuntimeError) or names & {("polars", "PolarsError"), ("pyo3_runtime", "PanicException")}
     return "memory" if native and _MEMORY.search(text) else None

@@ -450,4 +450,4 @@ def read_report(path: Path) -> Report:
     Raises:
         OSError, pydantic.ValidationError: it cannot be read, or is none.
     """
-    return Report.model_validate_json(path.read_text())
+    return Report.model_validate_json(path.read_bytes())

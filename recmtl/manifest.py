@@ -213,7 +213,11 @@ class Manifest(Settings):
             manifest = manifest.model_copy(update={"digest": None})
         except FileNotFoundError as error:
             raise RunError(f"{folder}: no prepared dataset here (manifest.json is missing)") from error
-        except (OSError, ValidationError) as error:
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+            raise RunError(f"{path}: this is not a manifest that this recmtl reads: {reason}") from error
+        except OSError as error:
             raise RunError(f"{path}: this is not a manifest that this recmtl reads: {error}") from error
         for split in manifest.splits.values():
             for shard in (*split.shards, *split.raw_shards):

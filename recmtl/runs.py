@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from recmtl import durable
+from recmtl.bounded import parse_json, read_bytes
 from recmtl.errors import RunError, UserError
 from recmtl.group import ONE, Group
 from recmtl.locks import held
 from recmtl.progress import Progress, Silent
+from recmtl.yaml_text import read_yaml
 
 __all__ = ["RunFolder", "holds_run", "open_run"]
 
@@ -151,7 +151,7 @@ class RunFolder:
     def read_metrics(self) -> dict[str, Any]:
         """``metrics.json``, or an empty record."""
         try:
-            metrics = json.loads((self.path / "metrics.json").read_bytes())
+            metrics = parse_json(read_bytes(self.path / "metrics.json"), finite=False)
             if not isinstance(metrics, dict):
                 raise ValueError("it holds no JSON object")
         except FileNotFoundError:
@@ -248,7 +248,7 @@ def _fresh(fingerprint: str) -> dict[str, Any]:
 def _read_state(path: Path, config_yaml: str, fingerprint: str, progress: Progress) -> dict[str, Any] | None:
     """The state of the run that is here; None for none. A damaged one is made anew where the config is this one's."""
     try:
-        state = json.loads((path / _STATE).read_bytes())
+        state = parse_json(read_bytes(path / _STATE), finite=False)
         if state["format"] in range(1, _FORMAT):
             raise UserError(
                 f"{path}: the run in this folder was begun by an older recmtl, and this one cannot go on from its "
@@ -309,8 +309,8 @@ def _tidy(path: Path) -> None:
 def _difference(path: Path, config: Mapping[str, Any]) -> str:
     """The first few dotted keys in which the folder's config and this one differ."""
     try:
-        before = yaml.safe_load((path / "config.resolved.yaml").read_text())
-    except (OSError, yaml.YAMLError):
+        before = read_yaml(path / "config.resolved.yaml")
+    except UserError:
         return "its config.resolved.yaml cannot be read"
     old, new = dict(_flat(before)), dict(_flat(config))
     keys = [key for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key) and key != "output"]

@@ -70,7 +70,7 @@ def test_every_error_says_what_to_do(number: int, advice: str) -> None:
 
 
 def test_both_names_of_a_rename_are_told() -> None:
-    said = input_or_output(caught(lambda: os.rename("/nowhere/a", "/nowhere/b")))
+    said = input_or_output(caught(lambda: Path("/nowhere/a").rename("/nowhere/b")))
     assert said is not None
     assert said.startswith("/nowhere/a → /nowhere/b: No such file")
 

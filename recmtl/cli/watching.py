@@ -20,6 +20,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING
 
@@ -157,8 +158,9 @@ def _sentence(name: str, verb: str, doing: str, *, memory: bool) -> str:
             f"the kernel killed it): {remedy(verb, doing)}"
         )
     return (
-        f"recmtl {verb} crashed in a library{during} ({name}); `recmtl doctor` says whether the installed ones fit "
-        "together, a damaged or hostile input file is another cause; the same command goes on from here"
+        f"recmtl {verb} crashed in a library{during} ({name}; {held}); perhaps memory was short: "
+        f"{remedy(verb, doing)}. If it was not, an input file may be damaged, and `recmtl doctor` says whether the "
+        "installed libraries fit together"
     )
 
 
@@ -171,19 +173,21 @@ def remedy(verb: str, doing: str) -> str:
     """
     if verb == "predict":
         less = "give fewer --workers, or fewer input files at a time"
-    elif doing.startswith("epoch") or (verb == "train" and not doing):
+    elif doing.startswith("epoch"):
         less = "lower training.batch_size or training.window_rows, the tables' embedding_dim, or raise their min_count"
     elif verb in ("evaluate", "fuse", "export") or doing.startswith(("scoring", "gates", "what features", "fusing")):
         less = "lower evaluation.intervals.memory_rows or training.batch_size"
-    else:
+    elif verb == "prepare" or doing:
         less = "lower data.rows_per_shard, or prepare fewer rows at a time"
+    else:
+        less = "lower data.rows_per_shard, training.window_rows or training.batch_size"
     return f"{less}; the same command goes on from here"
 
 
 def _killed_for_memory() -> int:
     """How many processes the kernel has killed for want of memory, in this container or on this machine."""
     for path, key in (("/sys/fs/cgroup/memory.events", "oom_kill"), ("/proc/vmstat", "oom_kill")):
-        with suppress(OSError, ValueError), open(path) as file:
+        with suppress(OSError, ValueError), Path(path).open() as file:
             for line in file:
                 found, _, number = line.partition(" ")
                 if found == key:

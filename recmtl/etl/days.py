@@ -50,6 +50,7 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from recmtl import durable
+from recmtl.bounded import parse_json, read_bytes
 from recmtl.errors import RunError, UserError
 from recmtl.etl.encode import canonical, stable_hash
 from recmtl.etl.ingest import ROW, Ingested, distinct_names, join_table, one_type
@@ -364,7 +365,7 @@ class _Days:
         fresh: dict[str, Any] = {"recipe": self._recipe(), "files": {}, "days": {}}
         path = self.store / "store.json"
         try:
-            state = json.loads(path.read_bytes())
+            state = parse_json(read_bytes(path), finite=False)
             if state.pop("digest", None) != _digest_of(state):
                 raise ValueError("it does not have the hash that it states")
         except FileNotFoundError:

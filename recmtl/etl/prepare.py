@@ -22,6 +22,7 @@ import polars as pl
 from pydantic import Field
 
 from recmtl import durable
+from recmtl.bounded import parse_json, read_bytes
 from recmtl.errors import RunError, UserError
 from recmtl.etl.convert import see_reading
 from recmtl.etl.drift import fit_profiles
@@ -765,7 +766,7 @@ def _is_dataset(place: Path) -> bool:
     if (place / _MARK).is_file():  # whatever became of the rest
         return True
     try:
-        found = json.loads((place / "manifest.json").read_bytes())
+        found = parse_json(read_bytes(place / "manifest.json"), finite=False)
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and {"fingerprint", "splits", "statistics"} <= set(found)

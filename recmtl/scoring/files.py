@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 
 import recmtl
 from recmtl import durable
+from recmtl.bounded import parse_json, read_bytes
 from recmtl.errors import RunError, UserError
 from recmtl.etl.files import find
 from recmtl.fusion import SCORE
@@ -263,7 +264,7 @@ class _State:
 def _read(path: Path) -> dict[str, Any] | None:
     """A state, or the record of a finished job; None where there is none or it is damaged."""
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(read_bytes(path), finite=False)
         for part in (part for name, part in _all_parts(found["parts"]) if re.fullmatch(_PART, name)):
             if not isinstance(part["sha256"], str) or not isinstance(part["rows"], int):
                 return None

@@ -226,7 +226,7 @@ def _staged_before(folder: Path) -> Source | None:
         about = json.loads((folder / _STAGED).read_bytes())
         source = Source.model_validate(about["source"])
         return source if file_hash(source.path) == about["sha256"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

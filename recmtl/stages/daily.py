@@ -23,10 +23,8 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from recmtl import durable
-from recmtl.bounded import read_bytes
+from recmtl.bounded import parse_json, read_bytes
 from recmtl.config import RunConfig
 from recmtl.errors import RecmtlError, RefusedError, RunError, UserError
 from recmtl.etl.days import DailyConfig, longest_window, store_of, update
@@ -43,6 +41,7 @@ from recmtl.stages.training import run, train
 from recmtl.statistics import Statistics
 from recmtl.tracking.promotion import champion_of
 from recmtl.tracking.registry import resolve
+from recmtl.yaml_text import read_yaml
 
 __all__ = ["STAGES", "DailyResult", "backfill", "daily"]
 
@@ -53,8 +52,6 @@ Status = Literal["promoted", "refused", "not judged", "failed"]
 _OVER: tuple[Status, ...] = ("promoted", "refused", "not judged")
 _EXIT_CODES: Mapping[Status, int] = {"promoted": 0, "refused": 3, "not judged": 3}
 _FORMAT = 1
-_LARGEST_CONFIG = 1 << 22
-"""Bytes of the config in a package beyond which it is not read."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ class _Day:
 
     def _read(self) -> dict[str, Any]:
         try:
-            state = json.loads((self.folder / "day.json").read_text())
+            state = parse_json(read_bytes(self.folder / "day.json"), finite=False)
         except FileNotFoundError:
             return self._fresh()
         except ValueError as error:
@@ -438,8 +435,8 @@ def _with_daily(config: RunConfig, **changes: Any) -> RunConfig:
 def _daily_of(package: Path) -> Mapping[str, Any]:
     """The ``daily`` section of the config that a package was trained with; empty where it had none."""
     try:
-        found = yaml.safe_load(read_bytes(package / "config.resolved.yaml", largest=_LARGEST_CONFIG))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # a package may hold any YAML
+        found = read_yaml(package / "config.resolved.yaml")
+    except UserError:  # a package may hold any YAML
         return {}
     section = found.get("daily") if isinstance(found, dict) else None
     return section if isinstance(section, dict) else {}
@@ -450,7 +447,7 @@ def _tidy(root: Path, keep: int) -> None:
     over = []
     for folder in sorted(root.glob("????-??-??")):
         try:
-            status = json.loads((folder / "day.json").read_text())["status"]
+            status = parse_json(read_bytes(folder / "day.json"), finite=False)["status"]
         except (OSError, ValueError, KeyError):
             continue
         if status in _OVER:

@@ -92,7 +92,7 @@ class Journal:
                     record = json.loads(line)
                     assert isinstance(record, dict)
                     assert "kind" in record
-                except (ValueError, AssertionError) as error:
+                except (ValueError, AssertionError, RecursionError) as error:
                     raise RunError(
                         f"{self.path}: damaged at record {number}; remove the folder to track anew"
                     ) from error
@@ -201,7 +201,7 @@ def last_status(path: Path) -> str | None:
     with path.open("rb") as lines:
         for line in lines:
             if b'"status"' in line:
-                with suppress(ValueError, TypeError, AttributeError):
+                with suppress(ValueError, TypeError, AttributeError, RecursionError):
                     record = json.loads(line)
                     found = record["status"] if record.get("kind") == "status" else found
     return found

@@ -399,7 +399,7 @@ def _entry(version: Any) -> Move | None:
             id=said["id"],
             done=_DONE in version.tags,
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

@@ -19,6 +19,9 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+_LARGEST = 1 << 20
+"""Bytes of the list of recmtl's source."""
+
 
 class Ranker(PythonModel):  # type: ignore[misc]
     """The package behind MLflow's interface."""
@@ -95,7 +98,12 @@ def check_source(hashes: Path, code: Path) -> None:
     Raises:
         RuntimeError: a file is missing, more than stated, or not what was registered.
     """
-    stated = json.loads(hashes.read_text())
+    if hashes.stat().st_size > _LARGEST:
+        raise RuntimeError(f"{hashes}: this is no list of recmtl's source: it is larger than {_LARGEST:,} bytes")
+    try:
+        stated = dict(json.loads(hashes.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RuntimeError(f"{hashes}: this is no list of recmtl's source ({type(error).__name__})") from None
     there = {
         path.relative_to(code).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in code.rglob("*")

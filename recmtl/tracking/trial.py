@@ -1,9 +1,9 @@
 """The package tried as whoever serves it has it: in a process that has nothing else.
 
 In: a package's folder (or an MLflow model with one in it, if the caller says that it is one), some raw rows, and what
-the evaluation predicted for them. Nothing in the folder decides whether code from it is run. Out: checks for the
-gate: it loads without what only training needs, predicts the same, and how long that takes. The process
-runs Python isolated (``-I``: no PYTHON… variables, no folder of the caller's on the path) from an empty folder.
+the evaluation predicted for them. Nothing in the folder decides whether code from it is run. Out: checks for the gate:
+it loads without what only training needs, predicts the same, and how long that takes. The process runs Python isolated
+(``-I``: no PYTHON… variables, no folder of the caller's on the path) from an empty folder.
 """
 
 import json
@@ -52,7 +52,7 @@ else:
 
     predict = load_package(Path(wish["folder"])).predict
 said = {"seconds": time.perf_counter() - began}
-rows = pl.read_parquet(wish["rows"], glob=False)
+rows = pl.read_parquet(wish["rows"])
 predict(rows).write_parquet(wish["predictions"])
 said["modules"] = sorted({name.partition(".")[0] for name in sys.modules} & set(wish["unwanted"]))
 said["latency"] = {}
@@ -99,7 +99,7 @@ def trial(
         said = _run(package, folder, config, mlflow)
         if isinstance(said, str):
             return (_check("package loads", False, f"The package does not work in a fresh process: {said}."),)
-        predictions = pl.read_parquet(folder / "predictions.parquet", glob=False)
+        predictions = pl.read_parquet(folder / "predictions.parquet")
         took = time.perf_counter() - began
     unwanted = said["modules"]
     text = f"The package loads in a fresh process in {said['seconds']:.1f} s"

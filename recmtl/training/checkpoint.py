@@ -25,6 +25,7 @@ import numpy as np
 from torch import Tensor
 
 from recmtl import durable
+from recmtl.bounded import parse_json, read_bytes
 from recmtl.errors import RunError, UserError
 from recmtl.features import Pieces
 from recmtl.group import ONE, Group
@@ -282,8 +283,8 @@ class Checkpoints:
 
 def _best_of(folder: Path) -> str | None:
     try:
-        best: str | None = json.loads((folder / "state.json").read_bytes()).get("best")
-    except (OSError, ValueError):
+        best: str | None = parse_json(read_bytes(folder / "state.json"), finite=False).get("best")
+    except (OSError, ValueError, AttributeError):
         return None  # damaged: it cannot be resumed from anyway
     return best
 
@@ -295,7 +296,7 @@ def _hashes(folder: Path) -> dict[str, str]:
         RunError: it is not readable, or does not name exactly the files that are there.
     """
     try:
-        hashes: dict[str, str] = dict(json.loads((folder / "hashes.json").read_bytes()))
+        hashes: dict[str, str] = dict(parse_json(read_bytes(folder / "hashes.json")))
         there = {path.name for path in folder.iterdir()} - {"hashes.json"}
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{folder.name}: {error}") from error
@@ -314,7 +315,9 @@ def _hash(path: Path) -> str | None:
 
 def _state(folder: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = json.loads((folder / "state.json").read_bytes())
+        state = parse_json(read_bytes(folder / "state.json"), finite=False)
+        if not isinstance(state, dict):
+            raise ValueError("state.json holds no object")
     except (OSError, ValueError) as error:
         raise RunError(f"{folder.name}: {error}") from error
     return state
