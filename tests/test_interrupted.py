@@ -153,7 +153,9 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object], d
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the dead process's threads
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=() if stage == "train" else pytest.mark.slow) for stage in STAGES]
+)
 def test_a_kill_on_either_side_of_a_marker_changes_nothing(
     undisturbed: Path,
     tmp_path: Path,
@@ -166,6 +168,25 @@ def test_a_kill_on_either_side_of_a_marker_changes_nothing(
     shutil.copytree(undisturbed / "prepared", tmp_path / "prepared")
     monkeypatch.chdir(tmp_path)
     killed(lambda: recmtl.run(config_of()), DyingAt(stage, after=after))
+    recmtl.run(config_of())
+    assert end_state(tmp_path) == end_state(undisturbed)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_sync_of_a_killed_run_leaves_the_rest_to_the_run(
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: Callable[[Callable[[], object], durable.Files], None],
+) -> None:
+    """Nothing was registered when the kill came, and nobody has wished for it: the run is not over."""
+    shutil.copy(undisturbed / "rows.parquet", tmp_path)
+    shutil.copytree(undisturbed / "prepared", tmp_path / "prepared")
+    monkeypatch.chdir(tmp_path)
+    killed(lambda: recmtl.run(config_of()), DyingAt("evaluate", after=True))
+    recmtl.stages.sync(tmp_path / "runs" / "table")
+    done = json.loads((tmp_path / "runs" / "table" / "run.json").read_text())["done"]
+    assert sorted(done) == ["evaluate", "train"]
     recmtl.run(config_of())
     assert end_state(tmp_path) == end_state(undisturbed)
 
