@@ -23,7 +23,7 @@ from typing import Any
 
 import polars as pl
 
-from recmtl import load_config
+from recmtl import durable, load_config
 from recmtl.cli import exit_code_of
 from recmtl.config import RunConfig
 from recmtl.etl.sources.synthetic import SyntheticConfig, write_logs
@@ -53,9 +53,10 @@ class Shop:
     def open(self, config: SyntheticConfig, progress: Progress) -> None:
         """Write the world's logs, and deliver its tables."""
         write_logs(config, progress)
-        self.logs.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(self.logs)
         for table in ("users", "items"):
-            shutil.copyfile(self.world / "logs" / f"{table}.parquet", self.logs / f"{table}.parquet")
+            with durable.replacing_file(self.logs / f"{table}.parquet") as unfinished:
+                shutil.copyfile(self.world / "logs" / f"{table}.parquet", unfinished)
 
     def deliver(self, day: date, late: Mapping[date, date]) -> int:
         """What arrives on a day: its own events, but for those that are late, and those that were; returns how many."""
@@ -68,7 +69,8 @@ class Shop:
             waits = pl.lit(log == "clicks") & (pl.col("number").hash(self.seed) % 1000 < 1000 * LATE_SHARE)
             arrives = pl.when(waits).then(happened.replace(late)).otherwise(happened)
             today = rows.filter(arrives == day).drop("number")
-            today.write_parquet(self.logs / f"{log}-{day}.parquet")
+            with durable.replacing_file(self.logs / f"{log}-{day}.parquet") as unfinished:
+                today.write_parquet(unfinished)
             delivered += today.height
         return delivered
 
@@ -195,8 +197,8 @@ def write(output: Path, days: Sequence[Mapping[str, Any]], late: Mapping[str, st
         "days_significantly_better": better,
         "days_compared": {task: sum(task in day["tasks"] for day in days) for task in tasks},
     }
-    (output / "simulation.json").write_text(json.dumps(content, indent=2) + "\n")
-    (output / "simulation.md").write_text(page(content))
+    durable.write_file(output / "simulation.json", json.dumps(content, indent=2) + "\n")
+    durable.write_file(output / "simulation.md", page(content))
     return content
 
 

@@ -204,6 +204,7 @@ def replacing(place: Path) -> Iterator[Path]:
     place = place.absolute()
     make_folder(place.parent)
     recover(place)
+    remove_litter(place.parent, place.name)
     building = _named(place, "tmp")
     files.mkdir(building)
     try:

@@ -963,7 +963,6 @@ def recover_package(folder: Path) -> None:
 def _remove_leftovers(folder: Path) -> None:
     """What a kill left behind while a package was replaced."""
     recover_package(folder)
-    durable.remove_litter(folder.absolute().parent, folder.name)
     for path in _of_older_versions(folder, "tmp|old"):
         durable.remove(path)
 

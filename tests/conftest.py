@@ -164,14 +164,14 @@ class Dying(durable.Files):
 
 
 @pytest.fixture
-def kill_at_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object], Callable[[], object]], int]:
+def kill_at_each(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Do something from a fresh start, killed at its first durable operation, at its second, and so on; look each time.
 
     The function takes ``do`` and ``look``, calls ``do`` under every kill, before and after the operation, and ``look``
-    once it is dead; and returns how many operations ``do`` has.
+    once it is dead; and returns how many operations ``do`` has. ``every``: a sample, every so many operations.
     """
 
-    def try_all(do: Callable[[], object], look: Callable[[], object]) -> int:
+    def try_all(do: Callable[[], object], look: Callable[[], object], every: int = 1) -> int:
         number = 0
         while True:
             for after in (False, True):
@@ -188,6 +188,6 @@ def kill_at_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], obje
                     assert number > 0, "nothing durable was done"
                     return number
                 look()
-            number += 1
+            number += every
 
     return try_all

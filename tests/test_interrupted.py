@@ -153,7 +153,9 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object], d
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the dead process's threads
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=() if stage == "train" else pytest.mark.slow) for stage in STAGES]
+)
 def test_a_kill_on_either_side_of_a_marker_changes_nothing(
     undisturbed: Path,
     tmp_path: Path,
@@ -170,6 +172,25 @@ def test_a_kill_on_either_side_of_a_marker_changes_nothing(
     assert end_state(tmp_path) == end_state(undisturbed)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_sync_of_a_killed_run_leaves_the_rest_to_the_run(
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: Callable[[Callable[[], object], durable.Files], None],
+) -> None:
+    """Nothing was registered when the kill came, and nobody has wished for it: the run is not over."""
+    shutil.copy(undisturbed / "rows.parquet", tmp_path)
+    shutil.copytree(undisturbed / "prepared", tmp_path / "prepared")
+    monkeypatch.chdir(tmp_path)
+    killed(lambda: recmtl.run(config_of()), DyingAt("evaluate", after=True))
+    recmtl.stages.sync(tmp_path / "runs" / "table")
+    done = json.loads((tmp_path / "runs" / "table" / "run.json").read_text())["done"]
+    assert sorted(done) == ["evaluate", "train"]
+    recmtl.run(config_of())
+    assert end_state(tmp_path) == end_state(undisturbed)
+
+
 @pytest.fixture
 def finished(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the finished run's folder, tracked nowhere."""
@@ -180,10 +201,13 @@ def finished(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path / "runs" / "table"
 
 
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
 def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    path.write_bytes(flipped(path.read_bytes()))
 
 
 @pytest.mark.parametrize(
@@ -220,3 +244,39 @@ def test_a_damaged_state_of_another_config_is_not_taken_for_this_ones(finished: 
     (finished / "run.json").write_text("{")
     with pytest.raises(recmtl.errors.RunError, match=r"run\.json: damaged.*--overwrite"):
         recmtl.run(config_of(intervals={"confidence": 0.9}), output=finished)
+
+
+def test_a_finished_run_says_so_to_a_store_that_does_not_know(finished: Path) -> None:
+    """A kill of an earlier recmtl, between the marker and the last word to MLflow."""
+    here = finished.parents[1]
+    recmtl.run(config_of())  # in its new place, to its new store
+    journal = finished / "tracking" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if b'"FINISHED"' not in line]
+    assert len(kept) < len(lines)
+    journal.write_bytes(b"".join(kept))
+    sent = json.loads((finished / "tracking" / "sent.json").read_text())
+    for store in sent["stores"].values():
+        store["acknowledged"] = min(store["acknowledged"], journal.stat().st_size)
+    (finished / "tracking" / "sent.json").write_text(json.dumps(sent))
+    with sqlite3.connect(here / "store" / "mlflow.db") as database:
+        database.execute("UPDATE runs SET status = 'RUNNING'")
+    recmtl.run(config_of())
+    assert end_state(here)["runs"][-1] == ("FINISHED",)
+
+
+@pytest.mark.parametrize("name", ["raw/test/part-00000.parquet", "statistics/statistics.json", "manifest.json"])
+def test_damaged_rows_are_scored_by_no_verb(finished: Path, name: str) -> None:
+    data = finished.parents[1] / "prepared"
+    content = (data / name).read_bytes()
+    (data / name).write_bytes(content.replace(b"1", b"2", 1) if name.endswith("json") else flipped(content))
+    model = str(finished)
+    for verb in (
+        lambda: recmtl.evaluate(model=model, data=data, output=Path("evaluated")),
+        lambda: recmtl.stages.fuse(model=model, data=data, output=Path("fused")),
+        lambda: recmtl.stages.export(model, "int8", Path("exported"), data=data),
+    ):
+        with pytest.raises(recmtl.errors.RunError, match="`recmtl prepare`"):
+            verb()
+    assert not Path("fused").exists()
+    assert not Path("exported").exists()

@@ -30,7 +30,6 @@ from recmtl.progress import Silent
 from recmtl.reading import CsvFormat
 from recmtl.scoring import predict_files
 
-KillAtEach = Callable[[Callable[[], object], Callable[[], object]], int]
 ROWS = pl.DataFrame(
     {
         "user_id": [1, 2, 9, None, 3],
@@ -423,9 +422,10 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("top", [{}, {"top_k": 3, "score": "click"}], ids=["all", "top"])
 def test_after_a_kill_at_any_operation_the_same_call_ends_with_the_same_bytes(
-    package: Package, many: Path, tmp_path: Path, kill_at_each: KillAtEach, top: dict[str, Any]
+    package: Package, many: Path, tmp_path: Path, kill_at_each: Callable[..., int], top: dict[str, Any], every: int
 ) -> None:
     options = {"rows_per_part": 2000, "batch_rows": 3000, **top}
     score(package, many, tmp_path / "whole", **options)
@@ -442,7 +442,7 @@ def test_after_a_kill_at_any_operation_the_same_call_ends_with_the_same_bytes(
         for name in names:
             durable.remove(tmp_path / name)
 
-    kill_at_each(lambda: score(package, many, tmp_path / "out", **options), look)
+    kill_at_each(lambda: score(package, many, tmp_path / "out", **options), look, every)
     assert seen == {False, True}, "killed before and after the output was in its place"
 
 

@@ -1,12 +1,12 @@
 """Raw rows scored by a model that was trained here or elsewhere: all of them, or the best of each group."""
 
 import codecs
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from recmtl import durable
 from recmtl.config import RunConfig
 from recmtl.errors import UserError
 from recmtl.etl.files import find, header
@@ -148,8 +148,8 @@ def _require_place(output: Path) -> None:
     """Refuse an output that nothing can be written to, before anything is scored."""
     place = output.absolute().parent
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place, prefix="."):
+        durable.make_folder(place)
+        with durable.scratch(place, output.absolute().name):
             pass
     except OSError as error:
         raise UserError(f"--output {output}: cannot write in {place} ({error.strerror})") from error

@@ -137,6 +137,9 @@ class MlflowTracker:
             durable.remove_litter(folder / "reports", held=True)
             self._journal = Journal(folder)
             self._sent = Sent(folder)
+            if self._sent.get(self.uri, self.experiment)["acknowledged"] > self._journal.size:
+                # The mark of a longer journal, part of which is lost: the store is asked what it has of this one.
+                self._sent.put(self.uri, self.experiment, acknowledged=0)
             self._sent.aim(uri=self.uri, experiment=experiment, name=name, secrets=self.uri != uri)
         except BaseException:
             self._in_use.release()
@@ -349,9 +352,9 @@ class MlflowTracker:
                             self._deliver(batch)
                         except RecmtlError:
                             # Not the store's fault, so it would fail again: told once, and the rest goes on next time.
-                            self._sent.put(self.uri, self.experiment, acknowledged=batch.end)
+                            self._acknowledge(batch.end)
                             raise
-                        self._sent.put(self.uri, self.experiment, acknowledged=batch.end)
+                        self._acknowledge(batch.end)
                 self._failure = None
             except RecmtlError as error:
                 if surface:
@@ -360,6 +363,11 @@ class MlflowTracker:
             except Exception as error:
                 # Whatever MLflow, its database or the network came up with: the journal has it all, the run goes on.
                 self._failed(f"the tracking store {self.uri} cannot be used ({explain(error)})")
+
+    def _acknowledge(self, end: int) -> None:
+        """Note how far the store follows, once the journal is on the disk that far: a power loss shortens neither."""
+        self._journal.sync()
+        self._sent.put(self.uri, self.experiment, acknowledged=end)
 
     def _failed(self, why: str) -> None:
         self._verified = False  # what was under way may have arrived

@@ -527,9 +527,9 @@ def test_a_damaged_store_is_read_anew(tmp_path: Path, content: bytes) -> None:
     assert stored(tmp_path, again.days).equals(before)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("every", [37, pytest.param(1, marks=pytest.mark.slow)])
 def test_after_a_kill_at_any_operation_the_days_are_the_same(
-    tmp_path: Path, kill_at_each: Callable[[Callable[[], object], Callable[[], object]], int]
+    tmp_path: Path, kill_at_each: Callable[..., int], every: int
 ) -> None:
     write(tmp_path, made_up_logs(2, per_day=20))
     days = updated(tmp_path, source(tmp_path)).days
@@ -543,4 +543,4 @@ def test_after_a_kill_at_any_operation_the_days_are_the_same(
         assert hidden == []
         durable.remove(tmp_path / "store")
 
-    kill_at_each(lambda: updated(tmp_path, source(tmp_path)), look)
+    kill_at_each(lambda: updated(tmp_path, source(tmp_path)), look, every)

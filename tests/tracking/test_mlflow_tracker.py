@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from recmtl import durable
 from recmtl.errors import NotRegisteredError, UserError
 from recmtl.findings import Report
 from recmtl.manifest import file_hash
@@ -128,6 +130,63 @@ def test_switched_off(tmp_path: Path) -> None:
 
 
 # Resumed and killed
+
+
+def test_a_journal_that_lost_its_end_is_sent_from_its_beginning(
+    make_tracker: Make, client: Any, uri: str, tmp_path: Path
+) -> None:
+    """A power loss may take what was appended last; the mark of the longer journal must not hide what comes next."""
+    first = make_tracker(uri)
+    for step in range(10):
+        first.metrics({"loss": float(step)}, step)
+    first.close()
+    journal = tmp_path / "run" / "tracking" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-5]))
+    second = make_tracker(uri)
+    for step in range(5, 15):
+        second.metrics({"loss": float(step)}, step)
+    second.close()
+    assert second.delivered
+    assert steps(client, second) == list(range(15))
+
+
+def test_what_a_store_acknowledged_is_on_the_disk_first(
+    make_tracker: Make, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    class Noting(durable.Files):
+        def fsync(self, path: Path) -> None:
+            order.append(path.name)
+            super().fsync(path)
+
+        def rename(self, source: Path, target: Path) -> None:
+            order.append(f"to {target.name}")
+            super().rename(source, target)
+
+    tracker = make_tracker(uri)
+    monkeypatch.setattr(durable, "files", Noting())
+    tracker.metrics({"loss": 1.0}, 0)
+    tracker._send()
+    assert order.index("journal.jsonl") < order.index("to sent.json")
+
+
+def test_a_wish_to_register_counts_once_it_is_the_last_of_its_kind(
+    make_tracker: Make, uri: str, saved: Path, tmp_path: Path
+) -> None:
+    """The package was made again after the first wish, which is void then: nothing is registered for it."""
+    package = tmp_path / "run" / "package"
+    shutil.copytree(saved, package)
+    tracker = make_tracker(uri)
+    tracker._journal.append({"kind": "register", "package": "package", "model": "ranker", "alias": None, "report": "x"})
+    tracker.kill()
+    again = make_tracker(uri)
+    version = again.register(package, "ranker", None)
+    assert version is not None
+    assert version.version == 1
+    again.close()
+    assert again.delivered
 
 
 def test_a_resumed_run_is_the_same_run_without_doubled_points(make_tracker: Make, client: Any, uri: str) -> None:

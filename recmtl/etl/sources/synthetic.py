@@ -194,6 +194,8 @@ def write_logs(config: SyntheticConfig, progress: Progress) -> bool:
             )
         progress.say(f"writing {config.impressions:,} made-up impressions to {folder}")
         durable.remove_litter(folder.absolute().parent, folder.name, held=True)
+        for word in ("writing", "stale"):  # of recmtl 0.1
+            durable.remove(folder.parent / f".{folder.name}.{word}")
         with durable.replacing(folder) as building:
             _generate(config, building)
         return True
