@@ -101,6 +101,9 @@ def predictions(package: Package, frame: "pd.DataFrame", params: Mapping[str, An
     if score not in found.columns:
         wanted = f"score {score!r}" if asked.score else "fused score to sort by, so name one as `score`"
         raise UserError(f"params.top_k: the model has no {wanted}; it predicts {', '.join(found.columns)}")
+    taken = [name for name in ("row", "rank") if name in found.columns]
+    if taken:
+        raise UserError(f"params.top_k: a prediction of the model is called {taken[0]!r}, as a column of the answer is")
     best = found[score].reset_index(drop=True).sort_values(ascending=False, kind="stable").index[: asked.top_k]
     kept = found.iloc[best]
     kept.insert(0, "row", best)

@@ -11,7 +11,8 @@ The layout that it describes::
     validation/part-00000.parquet …   encoded rows, in source order
     test/part-00000.parquet …
     raw/validation/part-00000.parquet …   the same rows, in the same order and part for part, before encoding:
-    raw/test/part-00000.parquet …         feature columns, user, item, time, request, label and kept columns, `row`
+    raw/test/part-00000.parquet …         feature columns, user, item, time, request, label and kept columns, and
+                                          `recmtl:row`, the row's number
     rejected/*.parquet                quarantined rows: source, reason, and the row as text
     rejected/labels.parquet           labels that could not be read: task, column, value, row, keys
 
@@ -46,9 +47,11 @@ from recmtl.settings import Settings
 from recmtl.statistics import Statistics
 from recmtl.tasks import Task, Tasks
 
-__all__ = ["SPLITS", "Manifest", "Shard", "SplitSummary", "TaskSummary", "file_hash", "inside"]
+__all__ = ["ROW", "SPLITS", "Manifest", "Shard", "SplitSummary", "TaskSummary", "file_hash", "inside"]
 
 SPLITS = ("train", "validation", "test")
+ROW = "recmtl:row"
+"""The column of raw rows with the row's number in source order. A source's own column ``row`` stays what it is."""
 
 
 class Shard(Settings):

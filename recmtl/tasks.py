@@ -172,7 +172,8 @@ class Tasks(Mapping[str, Task]):
     """The tasks of a run, in config order, checked against each other.
 
     Raises:
-        UserError: a name twice; a parent or ``observed.when`` that is unknown, not binary, or in a circle.
+        UserError: a name twice; a parent or ``observed.when`` that is unknown, not binary, or in a circle; predictions
+            of two tasks that would have one name.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -191,6 +192,18 @@ class Tasks(Mapping[str, Task]):
                     raise UserError(f"tasks.{task.name}.{field}: task {other!r} must be binary")
         for task in tasks:
             self._walk(task.name, ())
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        """No two predictions may have one column."""
+        owners: dict[str, str] = {}
+        for name in self._tasks:
+            for column in self.prediction_columns(name):
+                if column in owners:
+                    raise UserError(
+                        f"tasks: {owners[column]} and {name} would both write predictions called {column!r}; rename one"
+                    )
+                owners[column] = name
 
     def _walk(self, name: str, path: tuple[str, ...]) -> None:
         if name in path:

@@ -122,10 +122,10 @@ def train_recmtl(config: RunConfig, cell: Path) -> None:
             model=str(cell / "run" / "package"),
             inputs=[str(raw / split / "*.parquet")],
             output=cell / f"predicted-{split}",
-            keep=["row"],
+            keep=["recmtl:row"],
             overwrite=True,
         )
-        frame = pl.read_parquet(scored.folder / "*.parquet").select("row", *TARGETS)
+        frame = pl.read_parquet(scored.folder / "*.parquet").select(pl.col("recmtl:row").alias("row"), *TARGETS)
         frame.write_parquet(cell / f"predictions-{split}.parquet")
     epochs = [_aucs(epoch["validation"]) for epoch in result.metrics["history"]]
     best = max(range(len(epochs)), key=lambda i: sum(epochs[i].values()))

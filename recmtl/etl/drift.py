@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from recmtl.errors import RunError
 from recmtl.etl.convert import RowEncoder
-from recmtl.manifest import Manifest, inside
+from recmtl.manifest import ROW, Manifest, inside
 from recmtl.reading import Unread
 from recmtl.schema import MISSING, UNSEEN, Feature, Schema
 from recmtl.statistics import LabelStatistics, Profile, Statistics
@@ -119,8 +119,8 @@ def look_again(
     def frames() -> Iterator[pl.DataFrame]:
         nonlocal looked_at
         for shard in summary.raw_shards:
-            raw = _read(folder, shard.path, ["row", *schema.columns])
-            raw = raw.select("row", *_present(raw, schema)).gather_every(step)
+            raw = _read(folder, shard.path, [ROW, *schema.columns])
+            raw = raw.select(ROW, *_present(raw, schema)).gather_every(step)
             looked_at += raw.height
             for some in raw.iter_slices(_AT_ONCE):
                 yield encoder.rows(some, unread)
@@ -137,11 +137,7 @@ def look_again(
 
 def _present(raw: pl.DataFrame, schema: Schema) -> list[str]:
     """The columns that hold a value: one without any has whatever type its file gave it."""
-    return [
-        column
-        for column in schema.columns
-        if column in raw.columns and column != "row" and raw[column].null_count() < raw.height
-    ]
+    return [column for column in schema.columns if column in raw.columns and raw[column].null_count() < raw.height]
 
 
 def _columns(schema: Schema) -> list[str]:

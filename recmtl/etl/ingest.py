@@ -15,18 +15,18 @@ import polars as pl
 from recmtl.errors import UserError
 from recmtl.etl import files as raw_files
 from recmtl.etl.condition import Condition, names_in
+from recmtl.etl.names import refuse_reserved
 from recmtl.etl.validate import REASON, Rules, TimeUnit, Typing, number_text, see_types
+from recmtl.manifest import ROW
 from recmtl.reading import Unread
 
 __all__ = ["ROW", "Ingested", "distinct_names", "ingest", "join_table", "one_type", "unique_key"]
-
-ROW = "row"
-"""The column with a row's number: 0, 1, 2, … in source order."""
 
 _DROPPED = "dropped:"
 _ORIGIN = (raw_files.FILE, raw_files.FILE_ROW)
 _ABOUT = ("source", "file", "file_row")
 """What a quarantined row or value comes with: the log, the file as the user wrote it, and its row there, from 1."""
+_VALUE = "value:"
 _KEPT = "where:kept"
 """Whether a row satisfies the log's condition."""
 _ROW_GROUP = 1 << 17
@@ -125,7 +125,7 @@ def ingest(
         rules, types={f"{_DROPPED}{name}" if name in drop else name: dtype for name, dtype in types.items()}
     )
     rename = {**(rename or {}), **{column: f"{_DROPPED}{column}" for column in drop}}
-    frame = _renamed(raw.frame, rename, rules, where)
+    frame = _renamed(raw.frame, rename, rules, where, own=(*_ORIGIN, *([] if tags is None else [raw_files.TAG])))
     dropped = [f"{_DROPPED}{column}" for column in drop]
     unjudged = [f"{_DROPPED}{column}" for column in unread_types]
     unjudged += [raw_files.TAG] if tags is not None else []
@@ -156,7 +156,7 @@ def ingest(
             .with_columns(pl.col(ROW).cast(pl.Int64))
             .sink_parquet(good, row_group_size=_ROW_GROUP, lazy=True),
             judged.filter(pl.col(REASON).is_not_null())
-            .select(source, *origin, pl.col(REASON).alias("reason"), text.struct.json_encode().alias(ROW))
+            .select(source, *origin, pl.col(REASON).alias("reason"), text.struct.json_encode().alias("row"))
             .sink_parquet(bad, lazy=True),
         ],
         engine="streaming",
@@ -167,7 +167,7 @@ def ingest(
         rejected |= Counter(line.reason for line in raw.malformed)
         malformed = pl.DataFrame(
             [(line.file, line.row, line.reason, line.text) for line in raw.malformed],
-            schema={"file": pl.String, "file_row": pl.Int64, "reason": pl.String, ROW: pl.String},
+            schema={"file": pl.String, "file_row": pl.Int64, "reason": pl.String, "row": pl.String},
             orient="row",
         )
         malformed.select(source, pl.all()).write_parquet(lines)
@@ -273,11 +273,11 @@ def _negatives(
 
 
 def _unread_values(unread: Mapping[str, pl.Expr], as_written: Mapping[str, str]) -> list[pl.Expr]:
-    """Every column's values that cannot be read, as text; null where a value can be read."""
+    """Every column's values that cannot be read, as text under ``value:COLUMN``; null where a value can be read."""
     return [
         pl.lit(None, pl.String).alias("\0"),  # so that there is one where nothing is unreadable
         *(
-            pl.when(failed).then(pl.col(name).cast(pl.String)).alias(as_written.get(name, name))
+            pl.when(failed).then(pl.col(name).cast(pl.String)).alias(f"{_VALUE}{as_written.get(name, name)}")
             for name, failed in unread.items()
         ),
     ]
@@ -290,7 +290,7 @@ def _count_unread(
     if not unread:
         return {}
     found = pl.scan_parquet(values, glob=False)
-    shown = {name: as_written.get(name, name) for name in unread}
+    shown = {name: f"{_VALUE}{as_written.get(name, name)}" for name in unread}
     counts = (
         found.select(pl.col(list(shown.values())).is_not_null().sum()).collect(engine="streaming").row(0, named=True)
     )
@@ -321,8 +321,8 @@ def _long(values: Path, out: Path) -> Path:
     parts = [
         wide.filter(pl.col(name).is_not_null()).select(
             *_ABOUT,
-            pl.lit(f"{name} cannot be read").alias("reason"),
-            pl.struct(pl.col(name)).struct.json_encode().alias(ROW),
+            pl.lit(f"{name.removeprefix(_VALUE)} cannot be read").alias("reason"),
+            pl.struct(pl.col(name).alias(name.removeprefix(_VALUE))).struct.json_encode().alias("row"),
         )
         for name in columns
     ]
@@ -334,7 +334,10 @@ def _rows(path: Path) -> int:
     return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
 
 
-def _renamed(frame: pl.LazyFrame, rename: Mapping[str, str], rules: Rules, where: str) -> pl.LazyFrame:
+def _renamed(
+    frame: pl.LazyFrame, rename: Mapping[str, str], rules: Rules, where: str, own: Sequence[str]
+) -> pl.LazyFrame:
+    """The frame with its columns renamed; ``own`` are those that recmtl added."""
     columns = frame.collect_schema().names()
     has = f"the file has {', '.join(columns)}"
     for old, new in rename.items():
@@ -349,8 +352,8 @@ def _renamed(frame: pl.LazyFrame, rename: Mapping[str, str], rules: Rules, where
     for needed in (*rules.keys, *rules.required, *rules.times, *rules.types):
         if needed not in columns:
             raise UserError(f"{where}: there is no column {needed!r}; say what the file calls it ({has})")
-    if ROW in columns:
-        raise UserError(f"{where}: the column name {ROW!r} is taken by recmtl; rename or leave out that column")
+    added = {*own, *rename.values()}
+    refuse_reserved((column for column in columns if column not in added), where)
     return renamed
 
 

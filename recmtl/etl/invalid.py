@@ -13,7 +13,7 @@ import polars as pl
 from recmtl.errors import UserError
 from recmtl.etl.encode import canonical
 from recmtl.etl.mask import read_label
-from recmtl.manifest import Columns
+from recmtl.manifest import ROW, Columns
 from recmtl.tasks import Task, Tasks
 
 __all__ = ["InvalidLabels", "examples", "setting"]
@@ -54,12 +54,11 @@ class InvalidLabels:
     Args:
         tasks: whose labels are read.
         columns: the key columns, which are kept beside a value.
-        row: the column with the row's number.
         folder: a folder of its own, for the values that could not be read.
     """
 
-    def __init__(self, tasks: Tasks, columns: Columns, row: str, folder: Path) -> None:
-        self._tasks, self._row, self._folder = tasks, row, folder
+    def __init__(self, tasks: Tasks, columns: Columns, folder: Path) -> None:
+        self._tasks, self._folder = tasks, folder
         keys = (columns.request, columns.user, columns.item, columns.time)
         self._keys = [key for key in keys if key is not None]
         self._counts = {name: _Count(0, 0) for name in tasks}
@@ -84,7 +83,7 @@ class InvalidLabels:
                 pl.lit(name).alias("task"),
                 pl.lit(task.label).alias("column"),
                 canonical(pl.col(task.label), dtype).alias("value"),
-                pl.col(self._row).cast(pl.Int64).alias("row"),
+                pl.col(ROW).cast(pl.Int64).alias("row"),
                 (pl.struct(self._keys).struct.json_encode() if self._keys else pl.lit(None, pl.String)).alias("keys"),
             ).write_parquet(path)
             self._parts[name].append(path)

@@ -37,7 +37,7 @@ from recmtl.etl.split import SplitConfig, SplitPlan, plan_split
 from recmtl.etl.validate import Uses, number_text
 from recmtl.expansion import ExpandedPath
 from recmtl.locks import held
-from recmtl.manifest import SPLITS, Manifest, Shard, SplitSummary, TaskSummary, file_hash
+from recmtl.manifest import ROW, SPLITS, Manifest, Shard, SplitSummary, TaskSummary, file_hash
 from recmtl.progress import Progress
 from recmtl.reading import NumberStyle, Unread
 from recmtl.schema import Feature, Schema
@@ -330,7 +330,7 @@ class _Build:
                 reason = f"the label of task {labels[0]}"
             elif column in self._log.outcomes or column in self._log.known_at.values():
                 reason = "an outcome, known only after the impression"
-            elif column in ("row", self._log.split_column, self._data.split.column):
+            elif column in (ROW, self._log.split_column, self._data.split.column):
                 reason = "bookkeeping, not a property of the impression"
             if reason is not None:
                 raise UserError(f"features.{feature.name}: column {column!r} is {reason}; remove this feature")
@@ -355,7 +355,7 @@ class _Build:
             if absent:
                 self._progress.say(f"left out, for want of their columns: {', '.join(absent)}")
             return Schema(there)
-        excluded = {*log.outcomes, *log.known_at.values(), "row"}
+        excluded = {*log.outcomes, *log.known_at.values(), ROW}
         excluded |= {task.label for task in self._tasks.values()}
         excluded |= {task.weight_column for task in self._tasks.values() if task.weight_column is not None}
         excluded |= {name for name in (log.split_column, self._data.split.column) if name is not None}
@@ -363,7 +363,7 @@ class _Build:
         self._progress.say("features, as inferred from the train rows:")
         for line in inferred.lines:
             self._progress.say(f"  {line}")
-        hidden = sorted(excluded & set(self._types) - {"row"})
+        hidden = sorted(excluded & set(self._types) - {ROW})
         self._progress.say(f"  never considered (outcomes, labels, weights, splits): {', '.join(hidden)}")
         return Schema(inferred.features)
 
@@ -409,7 +409,7 @@ class _Build:
         names = [name for name in (keys.user, keys.item, keys.time, keys.request) if name is not None]
         for task in self._tasks.values():
             names += [task.label] if task.weight_column is None else [task.label, task.weight_column]
-        return list(dict.fromkeys([*names, *schema.columns, *self._data.keep, "row"]))
+        return list(dict.fromkeys([*names, *schema.columns, *self._data.keep, ROW]))
 
     def _staged_columns(self, schema: Schema) -> list[str]:
         known = [self._log.known_at[task.label] for task in self._tasks.values() if task.label in self._log.known_at]
@@ -466,7 +466,7 @@ class _Build:
         self, staged: Mapping[str, list[StagedPart]], times: Mapping[str, LabelTimes]
     ) -> tuple[dict[str, list[Path]], dict[str, LabelCounts], InvalidLabels]:
         labelled: dict[str, list[Path]] = {}
-        invalid = InvalidLabels(self._tasks, self._log.columns, "row", self._work / "invalid")
+        invalid = InvalidLabels(self._tasks, self._log.columns, self._work / "invalid")
         counts: dict[str, LabelCounts] = {}
         folder = self._work / "labelled"
         folder.mkdir()
@@ -547,12 +547,12 @@ class _Build:
         labels += [f"weight:{name}" for name, task in self._tasks.items() if task.weight_column is not None]
         keys = self._log.columns
         numbered = [*self._numbered(frame, "item", keys.item), *self._numbered(frame, "request", keys.request)]
-        rest = frame.select(*labels, self._group(frame), *numbered, "row")
+        rest = frame.select(*labels, self._group(frame), *numbered, pl.col(ROW).alias("row"))
         return pl.concat((encoder.rows(frame), rest), how="horizontal")
 
     def _group(self, frame: pl.DataFrame) -> pl.Series:
         """The user as a number; a row without a user is alone in its group."""
-        alone = -1 - frame["row"]
+        alone = -1 - frame[ROW]
         user = self._log.columns.user
         if user is None:
             return alone.alias("group")

@@ -14,14 +14,14 @@ import numpy.typing as npt
 import polars as pl
 
 from recmtl.etl.split import SPLIT_TYPE, mixed
-from recmtl.manifest import SPLITS, Shard, file_hash
+from recmtl.manifest import ROW, SPLITS, Shard, file_hash
 
 __all__ = ["ROW_GROUP_ROWS", "StagedPart", "load_part", "stage_parts", "write_shard"]
 
 ROW_GROUP_ROWS = 32_768
 """Rows of a row group: the unit in which the loader reads and skips."""
 
-_SPLIT, _PART = "recmtl_split", "recmtl_part"
+_SPLIT, _PART = "recmtl:split", "recmtl:part"
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,26 @@ def stage_parts(
     """Write the rows into parts, by one streaming pass over them.
 
     Args:
-        frame: the labelled log's rows, with ``row``.
+        frame: the labelled log's rows, with :data:`~recmtl.manifest.ROW`.
         split: names each row's split.
-        columns: those to keep, ``row`` among them.
+        columns: those to keep, the row's number among them.
         seed: scatters the train rows.
         rows_per_part: validation and test: rows of a part, but for the last; train: on average.
         folder: where to.
     """
-    rows = frame.select(pl.col("row"), split.alias(_SPLIT)).collect(engine="streaming")
+    rows = frame.select(pl.col(ROW), split.alias(_SPLIT)).collect(engine="streaming")
     part = pl.lit(0, pl.UInt32)
     for name in SPLITS:
-        inside = rows.filter(pl.col(_SPLIT) == pl.lit(name, SPLIT_TYPE))["row"].sort()
+        inside = rows.filter(pl.col(_SPLIT) == pl.lit(name, SPLIT_TYPE))[ROW].sort()
         parts = max(1, -(-len(inside) // rows_per_part))
         if parts == 1:
             continue
         if name == "train":
             # The high half of the hash, scaled: 32 bits leave the product room.
-            number = ((mixed(pl.col("row"), seed, 1) // 2**32) * parts // 2**32).cast(pl.UInt32)
+            number = ((mixed(pl.col(ROW), seed, 1) // 2**32) * parts // 2**32).cast(pl.UInt32)
         else:
             first = inside.to_numpy()[rows_per_part::rows_per_part]
-            number = pl.col("row").map_batches(
+            number = pl.col(ROW).map_batches(
                 partial(_part_of, first=first), return_dtype=pl.UInt32, is_elementwise=True
             )
         part = pl.when(split == pl.lit(name, SPLIT_TYPE)).then(number).otherwise(part)
@@ -89,8 +89,8 @@ def load_part(part: StagedPart, *, seed: int) -> pl.DataFrame:
     """A part's rows in their final order: train by the seeded hash, validation and test by row."""
     frame = pl.read_parquet(list(part.files), glob=False)
     if part.split != "train":
-        return frame.sort("row")
-    return frame.sort(mixed(pl.col("row"), seed, 1))
+        return frame.sort(ROW)
+    return frame.sort(mixed(pl.col(ROW), seed, 1))
 
 
 def write_shard(frame: pl.DataFrame, folder: Path, name: str) -> Shard:

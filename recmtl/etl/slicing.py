@@ -23,7 +23,7 @@ from pydantic import Field
 
 from recmtl.errors import RunError, UserError
 from recmtl.etl.encode import canonical, number
-from recmtl.manifest import Manifest, Shard, inside
+from recmtl.manifest import ROW, Manifest, Shard, inside
 from recmtl.schema import Feature
 from recmtl.settings import Settings
 from recmtl.statistics import Statistics
@@ -420,7 +420,7 @@ def _chosen(rows: _Rows, config: SlicesConfig, statistics: Statistics, others: i
         return asked
     manifest = rows.manifest
     keys = manifest.columns
-    used = {keys.user, keys.item, keys.time, keys.request, "row"}
+    used = {keys.user, keys.item, keys.time, keys.request, ROW}
     used |= {task.label for task in manifest.tasks} | {task.weight_column for task in manifest.tasks}
     of_features = {column for feature in manifest.features for column in feature.columns}
     kept = [name for name in rows.types.names() if name not in of_features]

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from recmtl.errors import UserError
 from recmtl.etl.encode import canonical, stable_hash
-from recmtl.manifest import SPLITS, Columns
+from recmtl.manifest import ROW, SPLITS, Columns
 from recmtl.settings import Settings
 
 __all__ = ["SPLIT_TYPE", "SplitConfig", "SplitPlan", "mixed", "plan_split"]
@@ -63,7 +63,7 @@ class SplitPlan:
     by: str
     """time, user, random or given."""
     split: pl.Expr
-    """The row's split, as :data:`SPLIT_TYPE`; reads the raw columns and `row`."""
+    """The row's split, as :data:`SPLIT_TYPE`; reads the raw columns and :data:`~recmtl.manifest.ROW`."""
     validation_start: datetime | None
     """The instant (UTC) before which every train row lies and from which on validation lies; None where they overlap or
     there is no time."""
@@ -133,7 +133,7 @@ def _finalised(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _row_share(seed: int) -> pl.Expr:
-    return mixed(pl.col("row"), seed, 0).cast(pl.Float64) / 2.0**64
+    return mixed(pl.col(ROW), seed, 0).cast(pl.Float64) / 2.0**64
 
 
 def _by_share(share: pl.Expr, test: float, rest: float) -> pl.Expr:

@@ -387,6 +387,8 @@ def _top(package: Package, k: int, by: str, score: str | None, calibrated: bool)
     if k < 1:
         raise UserError(f"--top-k {k}: one row or more")
     there = _available(package, calibrated)
+    if RANK in there:
+        raise UserError(f"--top-k: a prediction of this model is called {RANK!r}, as the column that it adds would be")
     if score is None and SCORE not in there:
         raise UserError(
             "--top-k: this package has no fused score (`recmtl fuse` gives it one); "

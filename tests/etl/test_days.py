@@ -102,13 +102,13 @@ def stored(folder: Path, days: tuple[date, ...]) -> pl.DataFrame:
     """The rows and labels of all days as one frame."""
     parts = []
     for one in days:
-        rows = pl.read_parquet(folder / "store" / "days" / str(one) / "rows.parquet").with_row_index("row")
+        rows = pl.read_parquet(folder / "store" / "days" / str(one) / "rows.parquet").with_row_index("recmtl:row")
         for name in ("click", "purchase", "rating"):
             found = pl.read_parquet(folder / "store" / "days" / str(one) / "labels" / f"{name}.parquet")
             value = pl.col("value") if name == "rating" else pl.lit(1)
-            found = found.select(pl.col("row").cast(pl.UInt32), value.cast(pl.Float64).alias(name))
-            rows = rows.join(found, on="row", how="left", maintain_order="left")
-        parts.append(rows.drop("row"))
+            found = found.select(pl.col("recmtl:row").cast(pl.UInt32), value.cast(pl.Float64).alias(name))
+            rows = rows.join(found, on="recmtl:row", how="left", maintain_order="left")
+        parts.append(rows.drop("recmtl:row"))
     return pl.concat(parts)
 
 

@@ -85,7 +85,7 @@ def frame_of(tmp_path, shown, event="user_id,item_id,time\n", **config):
 def test_a_shop_with_other_names_iso_times_and_bad_rows(shop):
     log = read_in(config_of(shop), shop)
     rows = log.frame.collect()
-    assert rows.select("row", "visitor", "sku", "page", "position", "price").rows() == [
+    assert rows.select("recmtl:row", "visitor", "sku", "page", "position", "price").rows() == [
         (0, "u1", "A", "p1", 1, 9.5),
         (1, "u1", "B", "p1", 2, 3.0),
         (2, "u2", "A", "p2", 1, None),
@@ -130,7 +130,7 @@ def test_what_was_left_out_is_counted_and_kept(shop):
         "no impression of its key": 1,
     }
     quarantine = pl.concat(pl.read_parquet(path) for path in log.rejected_files)
-    assert quarantine.columns == ["source", "reason", "row"]
+    assert quarantine.columns == ["source", "file", "file_row", "reason", "row"]
     assert len(quarantine) == sum(sum(reasons.values()) for reasons in log.rejected.values())
     rows = dict(quarantine.filter(pl.col("source") == "impressions").select("reason", "row").iter_rows())
     assert '"shown_at":"not a time"' in rows["shown_at is not a time"]
@@ -207,7 +207,7 @@ def test_files_of_a_pattern_are_read_in_order(tmp_path):
     )
     log = read_in(config, tmp_path)
     assert log.frame.collect()["user_id"].to_list() == ["a", "b", "c"]
-    assert log.frame.collect()["row"].to_list() == [0, 1, 2]
+    assert log.frame.collect()["recmtl:row"].to_list() == [0, 1, 2]
     assert (
         list(log.inputs)
         == list(inputs(config))
@@ -266,7 +266,7 @@ def test_a_key_that_comes_twice_in_a_table_is_an_error_that_names_it(shop):
 
 def test_an_events_name_must_be_free(tmp_path):
     shown = "user_id,item_id,time,click\n1,5,2024-01-01,0\n"
-    with pytest.raises(UserError, match=r"its column 'click' has the name of an event.*impressions.drop: \[click\]"):
+    with pytest.raises(UserError, match=r"its column 'click' has the name of an event.*impressions.drop: \['click'\]"):
         frame_of(tmp_path, shown)
     dropped = {"path": str(tmp_path / "i.csv"), "drop": ["click"]}
     assert frame_of(tmp_path, shown, impressions=dropped).frame.collect()["click"].to_list() == [0]
@@ -336,7 +336,8 @@ def test_logs_without_rows(tmp_path):
             "user,item_id,time\n",
             r"impressions.columns.user: say which column holds the user; the file has user, item_id",
         ),
-        ("user_id,item_id,time,row\n", "the column name 'row' is taken"),
+        ("user_id,item_id,time,label:click\n", "column 'label:click' is called like one of recmtl's own"),
+        ("user_id,item_id,time,click:time\n", "its column 'click:time' has the name of the times of event click"),
         ("user_id,item_id,time,time\n", "names the column.s. time twice"),
         ("", "cannot be read as CSV"),
     ],

@@ -42,7 +42,7 @@ def read_in(folder, **config):
 def test_a_slice_by_hand(folder):
     log = read_in(folder)
     rows = log.frame.collect()
-    assert rows.select("row", "user_id", "video_id", "share_watched", "hour", "weekday").rows() == [
+    assert rows.select("recmtl:row", "user_id", "video_id", "share_watched", "hour", "weekday").rows() == [
         (0, 7, 1, 0.5, 23, 7),
         (1, 8, 2, None, 23, 7),
         (2, 8, 9, 1.0, 23, 7),
@@ -99,8 +99,10 @@ def test_the_real_slice(tmp_path):
     assert log.duplicates == {"log": 5_460}
     assert not any(log.rejected.values())
     assert log.warnings == ()
-    rows = log.frame.select("row", "is_click", "long_view", "share_watched", "duration_ms", "time", "tag").collect()
-    assert rows["row"].to_list() == list(range(222_869))
+    rows = log.frame.select(
+        "recmtl:row", "is_click", "long_view", "share_watched", "duration_ms", "time", "tag"
+    ).collect()
+    assert rows["recmtl:row"].to_list() == list(range(222_869))
     assert (rows["share_watched"].is_null() == (rows["duration_ms"] == 0)).all()
     assert rows["share_watched"].is_between(0, 1).sum() == rows["share_watched"].count()
     assert rows["tag"].dtype == pl.String

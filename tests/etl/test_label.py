@@ -22,7 +22,9 @@ def log(rows, *, value=False):
     """Rows of (minutes, user, item, request, value) in input order."""
     columns = {"time": TIME, "user_id": pl.Int64, "item_id": pl.Int64, "request_id": pl.String, "value": pl.Float64}
     padded = [(START + timedelta(minutes=r[0]), *(*r[1:], None, None, None)[:4]) for r in rows]
-    frame = pl.DataFrame(padded, schema=columns, orient="row").with_row_index("row").cast({"row": pl.Int64})
+    frame = (
+        pl.DataFrame(padded, schema=columns, orient="row").with_row_index("recmtl:row").cast({"recmtl:row": pl.Int64})
+    )
     return (frame if value else frame.drop("value")).lazy()
 
 
@@ -31,10 +33,10 @@ def labels_of(tmp_path, impressions, events, follows, *, buckets=1, keys=(*PAIR,
     found = label(log(impressions), logs, follows, keys, tmp_path / f"work-{random.random()}", buckets)
     result = {}
     for name, labels in found.items():
-        frame = labels.frame.collect().sort("row")
+        frame = labels.frame.collect().sort("recmtl:row")
         minutes = [(t - START) / MINUTE for t in frame["time"]]
         values = frame["value"].to_list() if "value" in frame.columns else [1] * len(frame)
-        result[name] = dict(zip(frame["row"], zip(minutes, values, strict=True), strict=True))
+        result[name] = dict(zip(frame["recmtl:row"], zip(minutes, values, strict=True), strict=True))
     return result, {name: dict(labels.unattributed) for name, labels in found.items()}
 
 

@@ -60,7 +60,7 @@ class FakeData(DataConfig):
 
 
 def read(config: FakeConfig, work: Path, progress: Progress, *, uses: Uses = ANY_USE) -> LabelledLog:
-    frame = pl.read_parquet(config.path).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+    frame = pl.read_parquet(config.path).with_row_index("recmtl:row").with_columns(pl.col("recmtl:row").cast(pl.Int64))
     frame.write_parquet(work / "staged.parquet")
     rejects = work / "rejects.parquet"
     pl.DataFrame({"source": ["log"], "reason": ["no user"], "row": ["{}"]}).write_parquet(rejects)
@@ -238,10 +238,10 @@ def test_raw_twins_are_row_for_row_what_was_encoded(log: Path) -> None:
             [shard.rows for shard in summary.shards] == [shard.rows for shard in summary.raw_shards] == [13] * 4 + [8]
         )
         twin, frame = raw(prepared, split), encoded(prepared, split)
-        assert twin["row"].equals(frame["row"])
-        wanted = ["user", "item", "time", "is_click", "bought", "stars", "price", "tags", "note", "row"]
+        assert twin["recmtl:row"].equals(frame["row"])
+        wanted = ["user", "item", "time", "is_click", "bought", "stars", "price", "tags", "note", "recmtl:row"]
         assert twin.columns == wanted
-        assert twin.drop("row").equals(source[twin["row"].to_list()].select(wanted[:-1]))
+        assert twin.drop("recmtl:row").equals(source[twin["recmtl:row"].to_list()].select(wanted[:-1]))
         assert twin["user"].n_unique() == frame["group"].n_unique() == frame.select("id:user", "group").n_unique()
     assert not prepared.manifest.splits["train"].raw_shards
 
@@ -535,7 +535,7 @@ def test_the_default_folder_and_the_name(log: Path, monkeypatch: pytest.MonkeyPa
     assert prepare(data, FEATURES, TASKS, name="renamed", progress=Silent()).manifest.name == "renamed"
 
 
-@pytest.mark.parametrize("column", ["is_click", "watched", "stars", "rated_at", "row"])
+@pytest.mark.parametrize("column", ["is_click", "watched", "stars", "rated_at", "recmtl:row"])
 def test_an_outcome_is_no_feature(log: Path, column: str) -> None:
     with pytest.raises(UserError, match=rf"features\.leak: column {column!r} is"):
         built(log, features=(USER, Feature(name="leak", kind="number", column=column)))

@@ -103,7 +103,9 @@ def kept_rows(prepared: Prepared, split: str = "test") -> pl.DataFrame:
     """The split's rows of the log, in order."""
     shards = prepared.manifest.splits[split].raw_shards
     assert len(shards) > 1
-    number = pl.concat(pl.read_parquet(prepared.folder / shard.path, columns=["row"]) for shard in shards)["row"]
+    number = pl.concat(pl.read_parquet(prepared.folder / shard.path, columns=["recmtl:row"]) for shard in shards)[
+        "recmtl:row"
+    ]
     return rows()[number.to_list()]
 
 

@@ -17,7 +17,7 @@ COLUMNS = Columns(user="user", time="time")
 def log(minutes: list[int], **columns: list[object]) -> pl.LazyFrame:
     times = pl.Series([START + timedelta(minutes=m) for m in minutes], dtype=pl.Datetime("us", "UTC"))
     rows = pl.Series(range(len(minutes)), dtype=pl.Int64)
-    return pl.LazyFrame({"row": rows, "time": times, **columns})
+    return pl.LazyFrame({"recmtl:row": rows, "time": times, **columns})
 
 
 def at(minute: int) -> datetime:
@@ -88,7 +88,7 @@ def test_random_goes_by_row_and_seed() -> None:
     assert found.count("test") / 4000 == pytest.approx(0.2, abs=0.03)
     assert found.count("validation") / 4000 == pytest.approx(0.1, abs=0.03)
     shuffled = frame.collect().sample(fraction=1, shuffle=True, seed=1)
-    by_row = dict(zip(shuffled["row"].to_list(), splits(shuffled.lazy(), plan), strict=True))
+    by_row = dict(zip(shuffled["recmtl:row"].to_list(), splits(shuffled.lazy(), plan), strict=True))
     assert [by_row[row] for row in range(4000)] == found
     assert plan.validation_start is None
 

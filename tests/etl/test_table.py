@@ -28,7 +28,7 @@ def path(tmp_path):
 def test_rows_as_they_stand(tmp_path, path):
     log = read_in(tmp_path, path=path, outcomes=["play"])
     rows = log.frame.collect()
-    assert rows.columns == ["row", "user_id", "item_id", "time", "x", "play", "label"]
+    assert rows.columns == ["recmtl:row", "user_id", "item_id", "time", "x", "play", "label"]
     assert rows["time"].to_list() == [datetime(2024, 1, 1, tzinfo=UTC)] * 2
     assert log.outcomes == {"play"}
     assert log.columns.model_dump() == {"user": "user_id", "item": "item_id", "time": "time", "request": None}
@@ -38,7 +38,7 @@ def test_rows_as_they_stand(tmp_path, path):
 
 def test_duplicates_stay_unless_asked(tmp_path, path):
     log = read_in(tmp_path, path=path, deduplicate=True)
-    assert log.frame.collect()["row"].to_list() == [0]
+    assert log.frame.collect()["recmtl:row"].to_list() == [0]
     assert log.duplicates == {"table": 1}
 
 
@@ -73,7 +73,7 @@ def test_lists_in_parquet_survive(tmp_path):
     frame = pl.DataFrame({"user_id": ["a", "a"], "tags": [["x", "y"], []], "v": [[0.5, 1.0], None]})
     frame.write_parquet(tmp_path / "t.parquet")
     log = read_in(tmp_path, path=str(tmp_path / "t.parquet"), deduplicate=True)
-    assert log.frame.drop("row").collect().equals(frame)
+    assert log.frame.drop("recmtl:row").collect().equals(frame)
 
 
 def test_mistakes(tmp_path, path):

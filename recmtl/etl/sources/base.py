@@ -150,7 +150,8 @@ class LabelledLog:
 
     frame: pl.LazyFrame
     """A lazy scan of Parquet files staged under ``work``, in source order: the raw columns, the label columns (null
-    where there is no label), and ``row`` (Int64, 0, 1, 2, … in source order, after rejects and dropped duplicates)."""
+    where there is no label), and :data:`~recmtl.manifest.ROW` (Int64, 0, 1, 2, … in source order, after rejects and
+    dropped duplicates)."""
     columns: Columns
     """The key columns' names in ``frame``. The time column is Datetime("us", "UTC") and never null."""
     outcomes: frozenset[str]

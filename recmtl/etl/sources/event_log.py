@@ -654,11 +654,14 @@ class Reader:
             style=self.style,
         )
         drop = self._config.impressions.drop
-        clash = next((c for c in self._headers[name] if c in self._config.events and c not in (*drop, *rename)), None)
+        events = self._config.events
+        labels = dict.fromkeys(events, "the name of an event")
+        labels |= {known_at(event): f"the name of the times of event {event}" for event in events}
+        clash = next((c for c in self._headers[name] if c in labels and c not in (*drop, *rename)), None)
         if clash is not None:
             raise UserError(
-                f"data.source.impressions: its column {clash!r} has the name of an event; give the event another name, "
-                f"or leave the column out with impressions.drop: [{clash}]"
+                f"data.source.impressions: its column {clash!r} has {labels[clash]}; give the event another name, "
+                f"or leave the column out with impressions.drop: [{clash!r}]"
             )
         return self._ingest(name, rename, rules, drop=drop, deduplicate=True, condition=self._config.impressions.where)
 
