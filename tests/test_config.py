@@ -4,8 +4,9 @@ import json
 import pickle
 import re
 import time
+import types
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -262,7 +263,8 @@ def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
 def _floats(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     found = []
     for name, field in model.model_fields.items():
-        kinds = [field.annotation, *get_args(field.annotation)]
+        unions = (Union, types.UnionType)
+        kinds = get_args(field.annotation) if get_origin(field.annotation) in unions else (field.annotation,)
         if float in kinds:
             found.append((*prefix, name))
         for kind in kinds:

@@ -174,8 +174,10 @@ def tracking_sync(
 def config_check(config: Config, set_: Overrides = None) -> None:
     """Read a config, and say what is wrong with it; files that are not there yet are warned of."""
     from recmtl import stages
+    from recmtl.stages.job import store_of
 
     loaded = load(config, set_)
+    store_of(loaded)
     missing = stages.missing_input(loaded)
     if missing is not None:
         progress().warn(missing)

@@ -4,7 +4,7 @@ In: a package, input files, an output folder. Out: the folder, whole. Meanwhile 
 beside it, ``.NAME.predicting``, with a ``state.json`` that says of which package, inputs and options it is, and which
 parts are done, each with its hash and rows::
 
-    text/00000/       a CSV as Parquet
+    text/00000/       a CSV or JSON lines as Parquet
     scored/           a part for every piece that is done
     ranked/           with a top k: parts of the output that are done
 
@@ -81,7 +81,7 @@ def predict_files(
     style: NumberStyle | None = None,
     progress: Progress,
 ) -> Predictions:
-    """Score Parquet or CSV files, a batch at a time, into ``output/part-00000.parquet`` and so on.
+    """Score Parquet, CSV or JSON lines files, a batch at a time, into ``output/part-00000.parquet`` and so on.
 
     Each part holds, row for row and in the order of the inputs, the key columns that the input has (user, item,
     time and request as the training data called them), the columns in ``extra_keys``, and the predictions. Keys of

@@ -48,7 +48,7 @@ def predict(
     Args:
         config: take its own run's model, and by default its test rows.
         model: a package's folder or a registry URI, instead.
-        inputs: Parquet or CSV files, or glob patterns.
+        inputs: Parquet, CSV or JSON lines files, or glob patterns.
         output: where the predictions go; by default ``predictions/`` in the config's run folder.
         keep: columns to copy beside the predictions and the keys.
         columns: the predictions to write; all by default.
@@ -72,7 +72,7 @@ def predict(
         if model is None:
             raise UserError("predict: give a config or a model")
         if not inputs:
-            raise UserError("predict: --input is missing: the Parquet or CSV files to score")
+            raise UserError("predict: --input is missing: the Parquet, CSV or JSON lines files to score")
         if output is None:
             raise UserError("predict: --output is missing: the folder that the predictions go to")
     else:

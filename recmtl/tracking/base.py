@@ -73,7 +73,8 @@ def store_uri(uri: str | None = None) -> str:
         uri: as configured; None takes MLFLOW_TRACKING_URI, else :data:`DEFAULT_URI`.
 
     Raises:
-        UserError: it is not the address of an MLflow store (a folder is none: MLflow's file store is retired).
+        UserError: it is not the address of an MLflow store (a folder is none: MLflow's file store is retired), or a
+            SQLite file that MLflow cannot open.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     try:
@@ -82,7 +83,15 @@ def store_uri(uri: str | None = None) -> str:
         raise UserError(str(error)) from None
     if uri.startswith("sqlite:"):
         path, question, query = uri.removeprefix("sqlite:///").partition("?")
-        return f"sqlite:///{Path(path).expanduser().absolute()}{question}{query}"
+        database = Path(path).expanduser().absolute()
+        if any(letter in str(database) for letter in "%#?"):
+            # Escaped for SQLAlchemy, the path is another one for MLflow, which would make that one's folders.
+            raise UserError(
+                f"tracking.uri: MLflow cannot open the SQLite store {database}, because its path holds %, # or ?; name "
+                "a file in another folder (tracking.uri, --tracking-uri or MLFLOW_TRACKING_URI), or set "
+                "tracking.enabled: false"
+            )
+        return f"sqlite:///{database}{question}{query}"
     keep_secret(uri)
     return uri
 

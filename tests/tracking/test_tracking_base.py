@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -27,6 +29,18 @@ def test_the_store_is_the_configs_then_the_environments_then_the_default(
     assert store_uri() == "http://server:5000"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert store_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.mark.parametrize("name", ["a%2Fb", "50%", "a#b", "a?b"])
+def test_a_sqlite_file_that_mlflow_cannot_open_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(UserError, match=r"tracking\.uri: MLflow cannot open .* its path holds %, # or \?; name a file"):
+        store_uri()
+    assert store_uri(f"sqlite:///{tmp_path}/x.db") == f"sqlite:///{tmp_path}/x.db"
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "ftp://host", "sqlite://", "sqlite:///", "http:host"])
