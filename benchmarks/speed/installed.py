@@ -1,4 +1,4 @@
-"""The peers' environments: each its own, made once, from pinned packages of the registry.
+"""The peers' environments: each its own, made once, from pinned and hashed files.
 
 FuxiCTR is not here: its wheel holds no multi-task model.
 """
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+LOCKS = HERE.parents[1] / "requirements"
 PEERS = {"DeepCTR-Torch": ("deepctr-torch", "deepctr_side.py"), "torch-rechub": ("torch-rechub", "rechub_side.py")}
 """What a peer is called, to its file of pins in ``peers/`` and its side here."""
 
@@ -17,14 +18,8 @@ class InstallError(Exception):
     """A peer that cannot be had here."""
 
 
-def torch_pin() -> str:
-    """The torch that recmtl's locks pin."""
-    pins = (HERE.parents[1] / "requirements" / "pins.in").read_text().split()
-    return next(pin for pin in pins if pin.startswith("torch=="))
-
-
-def install(name: str, folder: Path) -> Path:
-    """The Python of a peer's environment, made when it is not there.
+def install(name: str, folder: Path, device: str) -> Path:
+    """The Python of a peer's environment, made when it is not there, with recmtl's own torch for the device.
 
     Raises:
         InstallError: it cannot be made: no registry, no such package, or it cannot be imported.
@@ -33,13 +28,12 @@ def install(name: str, folder: Path) -> Path:
     home = folder / PEERS[name][0]
     python = home / "bin" / "python"
     done = home / "installed"
-    wanted = hashlib.sha256(f"{torch_pin()}\n{pins.read_text()}".encode()).hexdigest()
+    parts = [device, pins.read_text(), *((LOCKS / f"torch-{build}.txt").read_text() for build in ("cpu", "cuda"))]
+    wanted = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if done.exists() and done.read_text() == wanted:
         return python
-    pip = (str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install")
     _run(name, sys.executable, "-m", "venv", "--clear", str(home))
-    _run(name, *pip, torch_pin())  # first and by itself: in whichever build this machine gets
-    _run(name, *pip, "-r", str(pins))
+    _run(name, "bash", str(LOCKS / "install.sh"), str(python), device, str(pins))
     _run(name, str(python), "-c", f"import {PEERS[name][0].replace('-', '_')}")
     done.write_text(wanted)
     return python

@@ -153,7 +153,7 @@ class Bench:
             self._pythons = {}
             for name in self.options.peers:
                 try:
-                    self._pythons[name] = installed.install(name, self.options.home / "peers")
+                    self._pythons[name] = installed.install(name, self.options.home / "peers", self.options.device)
                 except installed.InstallError as error:
                     _say(f"left out: {error}")
                     self.missing[name] = str(error)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -153,3 +154,24 @@ def test_the_headline_and_the_tables(module):
     assert "ceiling 200" in drawn
     assert "µs per sample by rows of the tables" in drawn
     assert "samples/s by size of the batch" in drawn
+
+
+def test_every_peers_pins_are_hashed_and_its_environment_is_made_from_them(module, monkeypatch, tmp_path):
+    installed = module("installed")
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(installed, "_run", lambda name, *command: asked.append(command))
+    for name, (package, _) in installed.PEERS.items():
+        pins = installed.HERE / "peers" / f"{package}.txt"
+        blocks = [block for block in re.split(r"(?m)^(?=[a-z])", pins.read_text()) if not block.startswith("#")]
+        assert f"{package}==" in pins.read_text()
+        assert "\n--only-binary :all:\n" in pins.read_text()
+        assert all("==" in block and "--hash=sha256:" in block for block in blocks)
+        (tmp_path / package).mkdir()
+        python = installed.install(name, tmp_path, "cpu")
+        assert ("bash", str(installed.LOCKS / "install.sh"), str(python), "cpu", str(pins)) in asked
+        assert not any("install" in command for command in asked)  # pip, past install.sh
+        asked.clear()
+        assert installed.install(name, tmp_path, "cpu") == python
+        assert not asked  # the second time it is there
+        installed.install(name, tmp_path, "cuda")
+        assert asked  # the other device's torch

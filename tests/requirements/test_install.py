@@ -38,12 +38,12 @@ def project(tmp_path, folder):
 def install(project):
     """Run install.sh with a stand-in for Python; gives its result and what pip was asked."""
 
-    def run(what, answer=FOUND, absent=1, install="exit 0", **environment):
+    def run(what, *lock, answer=FOUND, absent=1, install="exit 0", **environment):
         log, python = project / "log", project / "python"
         log.write_text("")
         python.write_text(PYTHON.format(log=log, answer=answer, absent=absent, install=install))
         python.chmod(python.stat().st_mode | stat.S_IXUSR)
-        command = ["bash", str(project / "requirements" / "install.sh"), "python", what]
+        command = ["bash", str(project / "requirements" / "install.sh"), "python", what, *lock]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env={**os.environ, **environment}, timeout=120
         )
@@ -82,6 +82,15 @@ def test_no_answer_about_torch_is_a_failure_not_another_build(install):
     assert "the network is away" in done.stderr
     assert "pip could not look up torch's versions" in done.stderr
     assert locks(calls) == []
+
+
+def test_another_lock_is_installed_with_torch_and_without_recmtl(install):
+    done, calls = install("cpu", "/elsewhere/peer.txt")
+    assert done.returncode == 0, done.stderr
+    assert locks(calls) == ["torch-cpu"]
+    (call,) = [call for call in calls if " install " in call]
+    assert "--require-hashes" in call
+    assert call.endswith("-r /elsewhere/peer.txt")
 
 
 @pytest.mark.parametrize("what", ["cpu", "cuda", "dev"])
