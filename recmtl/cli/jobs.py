@@ -160,7 +160,8 @@ def predict(
         typer.Option(
             "--input",
             metavar="FILE",
-            help="Parquet, CSV or JSON lines: a path or a glob; may be given several times. By default CONFIG's test rows.",
+            help="Parquet, CSV or JSON lines: a path or a glob; may be given several times. By default CONFIG's test "
+            "rows.",
         ),
     ] = None,
     output: Annotated[
