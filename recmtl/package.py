@@ -386,6 +386,7 @@ def verify_package(folder: Path) -> Contents:
         if name not in hashes:
             raise RunError(f"{folder}: this package lists no {name}, so it is none of recmtl's")
     about = _read(folder / _ABOUT, _About)
+    _check_format(folder, about.format)
     try:
         schema, tasks = Schema(about.features), Tasks(about.tasks)
     except UserError as error:
@@ -435,6 +436,14 @@ def _unreadable(path: Path, error: Exception) -> RunError:
     return RunError(f"{path}: recmtl {recmtl.__version__} cannot read it: {str(error).splitlines()[0]}")
 
 
+def _check_format(folder: Path, stated: object) -> None:
+    if stated not in _KNOWN:
+        raise RunError(
+            f"{folder}: format {stated} of packages is not known to recmtl {recmtl.__version__}; install the recmtl "
+            "that made it, or a newer one"
+        )
+
+
 def _read_hashes(folder: Path) -> dict[str, str]:
     path = folder / _HASHES
     if not path.is_file():
@@ -442,11 +451,7 @@ def _read_hashes(folder: Path) -> dict[str, str]:
         raise UserError(f"{folder}: no model package here ({what})")
     try:
         listing = parse_json(read_bytes(path, largest=_LARGEST_LISTING))
-        if listing["format"] not in _KNOWN:
-            raise RunError(
-                f"{folder}: format {listing['format']} of packages is not known to recmtl {recmtl.__version__}; "
-                "install the recmtl that made it, or a newer one"
-            )
+        _check_format(folder, listing["format"])
         hashes = dict(listing["files"].items())
         if listing["format"] > 1 and _READING not in hashes:
             raise RunError(f"{folder}: this package lists no {_READING}, which says how raw values are read")

@@ -16,6 +16,7 @@ from polars.testing import assert_frame_equal
 from safetensors.torch import load_file
 
 from recmtl.errors import RunError, UserError
+from recmtl.manifest import file_hash
 from recmtl.package import Package, load_package, save_package, verify_package
 
 ROWS = pl.DataFrame(
@@ -188,6 +189,16 @@ def test_a_newer_format_says_so(copy: Path) -> None:
     listing = json.loads((copy / "hashes.json").read_text())
     (copy / "hashes.json").write_text(json.dumps({**listing, "format": 3}))
     with pytest.raises(RunError, match="format 3 of packages is not known"):
+        load_package(copy)
+
+
+def test_a_newer_format_in_the_description_says_so_too(copy: Path) -> None:
+    about = json.loads((copy / "package.json").read_text())
+    (copy / "package.json").write_text(json.dumps(about | {"format": 10**9}))
+    listing = json.loads((copy / "hashes.json").read_text())
+    listing["files"]["package.json"] = file_hash(copy / "package.json")
+    (copy / "hashes.json").write_text(json.dumps(listing))
+    with pytest.raises(RunError, match="format 1000000000 of packages is not known"):
         load_package(copy)
 
 
