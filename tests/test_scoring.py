@@ -10,6 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from recmtl.errors import RunError, UserError
 from recmtl.fusion import Fusion
 from recmtl.package import Package, load_package, with_calibration, with_fusion
 from recmtl.progress import Silent
-from recmtl.reading import CsvFormat
+from recmtl.reading import CsvFormat, NumberStyle
 from recmtl.scoring import predict_files
 
 ROWS = pl.DataFrame(
@@ -299,7 +300,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from recmtl.package import load_package
 from recmtl.progress import Silent
-from recmtl.reading import CsvFormat
+from recmtl.reading import CsvFormat, NumberStyle
 from recmtl.scoring import predict_files
 
 class Deadly(Silent):
@@ -631,3 +632,55 @@ def test_mistakes_about_the_best(package: Package, many: Path, tmp_path: Path) -
             package, files[1], tmp_path / "out", extra_keys=["rank"], top_k=1, score="click", progress=Silent()
         )
     assert not list(tmp_path.glob(".*"))
+
+
+class Told(Silent):
+    """Keeps what was warned of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warned: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warned.append(text)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_cannot_be_read_is_missing_counted_and_told(package: Package, tmp_path: Path, workers: int) -> None:
+    rows = pl.DataFrame({"user_id": [1] * 400, "price": ["1.5", "cheap", "", "2"] * 100})
+    for name in ("a", "b"):
+        rows.write_csv(tmp_path / f"{name}.csv")
+    told = Told()
+    inputs = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
+    predict_files(package, inputs, tmp_path / "out", workers=workers, rows_per_part=300, batch_rows=64, progress=told)
+    (warning,) = told.warned
+    assert "column 'price': 200 values cannot be read as in training and count as missing (such as 'cheap')" in warning
+    found = pl.read_parquet(tmp_path / "out" / "*.parquet").select(package.prediction_columns)
+    missing = rows.with_columns(price=pl.when(pl.col("price") != "cheap").then("price"))
+    expected = pl.concat([package.predict(missing)] * 2)
+    np.testing.assert_allclose(found.to_numpy(), expected.to_numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_csv_is_read_as_the_training_log_unless_it_is_said_otherwise(package: Package, tmp_path: Path) -> None:
+    assert package.reading is not None
+    trained = CsvFormat(separator=";", encoding="cp1252", missing=("", "none"))
+    reading = package.reading.model_copy(update={"csv": trained})
+    like = Package(package.contents, replace(package.statistics, reading=reading), package.model)
+    text = "user_id;item_id;tag;price\n1;a;x,é;none\n2;none;y;2.5\n"
+    (tmp_path / "rows.csv").write_bytes(text.encode("cp1252"))
+    (tmp_path / "utf8.tsv").write_text(text.replace(";", "\t").replace("none", "NA"))
+    rows = pl.DataFrame({"user_id": [1, 2], "item_id": ["a", None], "tag": ["x,é", "y"], "price": [None, 2.5]})
+    expected = package.predict(rows).to_numpy()
+    found = _scored(like, tmp_path, "rows.csv").select(package.prediction_columns)
+    np.testing.assert_allclose(found.to_numpy(), expected, rtol=1e-6, atol=1e-6)
+    other = CsvFormat(separator="\t", encoding="utf-8", missing=("", "NA"))
+    found = _scored(like, tmp_path, "utf8.tsv", csv=other).select(package.prediction_columns)
+    np.testing.assert_allclose(found.to_numpy(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_numbers_may_be_written_in_another_style(package: Package, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("user_id;price\n1;1.234,5\n2;2\n")
+    style, csv = NumberStyle(decimal=",", thousands="."), CsvFormat(separator=";")
+    found = _scored(package, tmp_path, "rows.csv", csv=csv, style=style).select(package.prediction_columns)
+    expected = package.predict(pl.DataFrame({"user_id": [1, 2], "price": [1234.5, 2.0]}))
+    np.testing.assert_allclose(found.to_numpy(), expected.to_numpy(), rtol=1e-6, atol=1e-6)
