@@ -261,7 +261,7 @@ def see_types(
                 typed = _whole(raw, rules.style) if _all_whole(seen, name) else _number(raw, rules.style)
                 failed = raw.is_not_null() & done.is_null()
         elif _is_id(name, rules):
-            if dtype.is_float():
+            if f"{name}/largest" in seen:
                 _refuse_merged(seen, name, f"{where}: column {shown}")
             if dtype == pl.String and text:
                 given = seen[f"{name}/given"]
@@ -431,10 +431,18 @@ def _evidence(schema: Mapping[str, pl.DataType], rules: Rules, keys: Sequence[st
             given = raw.is_finite()
             found.append((given & (raw != raw.round())).sum().alias(f"{name}/fractions"))
             found.append(raw.filter(given).abs().max().cast(pl.Float64).alias(f"{name}/largest"))
+        elif _is_id(name, rules) and isinstance(dtype, (pl.List, pl.Array)) and _floats(dtype):
+            items = raw if isinstance(dtype, pl.List) else raw.arr.to_list()
+            finite = items.list.eval(pl.element().filter(pl.element().is_finite()).abs())
+            found.append(finite.list.max().max().cast(pl.Float64).alias(f"{name}/largest"))
         elif name in keys and dtype.is_decimal():
             found.append((raw != raw.floor()).sum().alias(f"{name}/fractions"))
             found.append(raw.abs().max().cast(pl.Float64).alias(f"{name}/largest"))
     return found
+
+
+def _floats(dtype: pl.List | pl.Array) -> bool:
+    return isinstance(dtype.inner, pl.DataType) and dtype.inner.is_float()
 
 
 def _units(number: pl.Expr, name: str) -> list[pl.Expr]:

@@ -142,6 +142,10 @@ def test_keys_that_floats_have_merged_stop_the_run():
             judged(pl.DataFrame({"k": values}), Rules(keys=("k",)), text=False)
         with pytest.raises(UserError, match="column k holds ids as floats"):
             judged(pl.DataFrame({"k": values}), Rules(uses=Uses(ids=("k",))), text=False)
+    lists = pl.DataFrame({"k": [[1.0, 2.0**53], []]})
+    with pytest.raises(UserError, match="column k holds ids as floats"):
+        judged(lists, Rules(uses=Uses(ids=("k",))), text=False)
+    assert judged(lists, Rules(uses=Uses(ids=())), text=False)[0].height == 2
     frame, warnings = judged(pl.DataFrame({"k": ["8.80123E+15", "u"]}), Rules(keys=("k",)))
     assert frame["k"].to_list() == ["8.80123E+15", "u"]
     assert "1 numbers written with an exponent, such as '8.80123E+15'" in warnings[0]
