@@ -19,7 +19,17 @@ from recmtl.etl.listtext import is_bracketed, list_items
 from recmtl.schema import MISSING, UNSEEN, Feature, Schema
 from recmtl.statistics import NumberStatistics, Statistics
 
-__all__ = ["LARGEST_NUMBER", "Encoder", "bag_values", "canonical", "encode", "number", "stable_hash", "transformed"]
+__all__ = [
+    "LARGEST_NUMBER",
+    "Encoder",
+    "bag_values",
+    "canonical",
+    "encode",
+    "number",
+    "stable_hash",
+    "transformed",
+    "unreadable",
+]
 
 _RESERVED = 2
 _KEPT = 16
@@ -241,7 +251,7 @@ def bag_values(feature: Feature, types: pl.Schema) -> pl.Expr:
         else:
             values = _split(feature, canonical(column, dtype), dtype)
     except TypeError as error:
-        raise _unreadable(feature, dtype) from error
+        raise unreadable(feature, dtype) from error
     if feature.kind == "weighted_bag" and feature.weights is None:
         # The value is what stands before the last weight separator, or all of it where there is none.
         value = pl.element().str.extract(f"(?s)^(.*){re.escape(feature.weight_separator)}", 1).str.strip_chars()
@@ -299,7 +309,7 @@ def _canonical_column(feature: Feature, types: pl.Schema) -> pl.Expr:
     try:
         return canonical(pl.col(feature.column), dtype)
     except TypeError as error:
-        raise _unreadable(feature, dtype) from error
+        raise unreadable(feature, dtype) from error
 
 
 def _number_column(feature: Feature, types: pl.Schema) -> pl.Expr:
@@ -309,7 +319,7 @@ def _number_column(feature: Feature, types: pl.Schema) -> pl.Expr:
     try:
         return number(pl.col(feature.column), dtype)
     except TypeError as error:
-        raise _unreadable(feature, dtype) from error
+        raise unreadable(feature, dtype) from error
 
 
 def _split(feature: Feature, text: pl.Expr, dtype: pl.DataType) -> pl.Expr:
@@ -367,7 +377,7 @@ def _bag_weights(feature: Feature, types: pl.Schema) -> pl.Expr:
             texts = list_items(canonical(column, dtype), feature.separator)
             weights = texts.list.eval(number(pl.element(), pl.String()))
     except TypeError as error:
-        raise _unreadable(feature, dtype) from error
+        raise unreadable(feature, dtype) from error
     aligned = pl.struct(values=values, weights=weights.list.eval(pl.element().fill_null(1.0))).map_batches(
         partial(_aligned, feature=feature), return_dtype=pl.List(pl.Float64), is_elementwise=True
     )
@@ -401,14 +411,14 @@ def _vector(feature: Feature, types: pl.Schema) -> pl.Expr:
         inner = dtype.inner
         assert isinstance(inner, pl.DataType)
         if inner.is_nested():
-            raise _unreadable(feature, dtype)
+            raise unreadable(feature, dtype)
         items = items.list.eval(number(pl.element(), inner))
     elif dtype == pl.String:
         # As CSV files and JSON write it: [0.1, 0.2], or the numbers alone.
         texts = canonical(column, pl.String()).str.extract_all(r"[^\s,;\[\]()]+")
         items = texts.list.eval(number(pl.element(), pl.String()))
     else:
-        raise _unreadable(feature, dtype)
+        raise unreadable(feature, dtype)
     return items.map_batches(partial(_vector_rows, feature=feature), return_dtype=out, is_elementwise=True)
 
 
@@ -479,7 +489,8 @@ def _object_text(values: pl.Series) -> pl.Series:
     return pl.Series(values.name, [text(value) for value in values.to_list()], dtype=pl.String)
 
 
-def _unreadable(feature: Feature, dtype: pl.DataType) -> UserError:
+def unreadable(feature: Feature, dtype: pl.DataType) -> UserError:
+    """The refusal of a column whose type the feature's kind cannot read."""
     return UserError(
         f"features.{feature.name}: column {feature.column!r} is {dtype}, which cannot be read as kind {feature.kind}"
     )

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recmtl.etl.encode import bag_values, canonical, number, transformed
+from recmtl.etl.encode import bag_values, canonical, number, transformed, unreadable
 from recmtl.schema import Feature, Schema
 from recmtl.statistics import NumberStatistics, Vocabulary
 
@@ -27,6 +27,9 @@ def fit_tables(parts: Sequence[Path], schema: Schema) -> dict[str, Vocabulary]:
     Args:
         parts: Parquet files of raw train rows.
         schema: the features.
+
+    Raises:
+        UserError: a column of a type that its feature cannot read, such as a struct.
     """
     frame = pl.scan_parquet(list(parts), glob=False)
     types = frame.collect_schema()
@@ -46,7 +49,10 @@ def fit_tables(parts: Sequence[Path], schema: Schema) -> dict[str, Vocabulary]:
 
 def _values(frame: pl.LazyFrame, feature: Feature, types: pl.Schema) -> pl.LazyFrame:
     if feature.kind == "id":
-        return frame.select(value=canonical(pl.col(feature.column), types[feature.column]))
+        try:
+            return frame.select(value=canonical(pl.col(feature.column), types[feature.column]))
+        except TypeError as error:
+            raise unreadable(feature, types[feature.column]) from error
     kept = bag_values(feature, types).list.drop_nulls()
     if feature.max_length is not None:
         kept = kept.list.head(feature.max_length)
@@ -59,6 +65,9 @@ def fit_numbers(parts: Sequence[Path], schema: Schema) -> dict[str, NumberStatis
     Args:
         parts: Parquet files of raw train rows.
         schema: the features.
+
+    Raises:
+        UserError: as :func:`fit_tables`.
     """
     found = {}
     for feature in schema.of_kind("number"):
@@ -103,7 +112,10 @@ def _moments(parts: Sequence[Path], feature: Feature, fitted: NumberStatistics |
 
 def _raw(part: Path, feature: Feature) -> pl.Expr:
     types = pl.scan_parquet(part, glob=False).collect_schema()
-    return number(pl.col(feature.column), types[feature.column])
+    try:
+        return number(pl.col(feature.column), types[feature.column])
+    except TypeError as error:
+        raise unreadable(feature, types[feature.column]) from error
 
 
 def _present(part: Path, feature: Feature, value: pl.Expr) -> npt.NDArray[np.float64]:

@@ -10,7 +10,7 @@ the output's bytes depend neither on the number of processes or threads nor on h
 """
 
 from recmtl.scoring.files import Predictions, predict_files
-from recmtl.scoring.inputs import csv_format
+from recmtl.scoring.inputs import csv_format, encoding_of
 from recmtl.scoring.ranking import TopK
 
-__all__ = ["Predictions", "TopK", "csv_format", "predict_files"]
+__all__ = ["Predictions", "TopK", "csv_format", "encoding_of", "predict_files"]

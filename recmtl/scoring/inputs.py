@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from recmtl import durable
 from recmtl.errors import RunError, UserError
 from recmtl.etl.encode import canonical
-from recmtl.etl.files import Partition, kind_of, partitions, scan, undecodable_error, uuid_columns, uuid_text
+from recmtl.etl.files import FileKind, Partition, kind_of, partitions, scan, undecodable_error, uuid_columns, uuid_text
 from recmtl.etl.validate import time_expression
 from recmtl.manifest import file_hash
 from recmtl.package import Package
@@ -26,7 +26,7 @@ from recmtl.progress import Progress
 from recmtl.reading import CsvFormat
 from recmtl.settings import Settings
 
-__all__ = ["Piece", "Source", "Span", "csv_format", "cut", "frames", "look_at"]
+__all__ = ["Piece", "Source", "Span", "csv_format", "cut", "encoding_of", "frames", "look_at"]
 
 _STAGED = "staged.json"
 """Beside a CSV's staged text: the :class:`Source`, and the hash of the text."""
@@ -140,6 +140,17 @@ def csv_format(package: Package) -> CsvFormat:
     return CsvFormat() if package.reading is None else package.reading.csv
 
 
+def encoding_of(package: Package, kind: FileKind, csv: CsvFormat) -> str:
+    """How a file's text is encoded.
+
+    JSON lines are UTF-8, whatever the training data's CSV was, unless the training data were JSON lines too or the user
+    gives another encoding than theirs.
+    """
+    theirs = package.reading is not None and package.reading.source == "jsonl"
+    given = csv.encoding != csv_format(package).encoding
+    return csv.encoding if kind == "CSV" or theirs or given else "utf-8"
+
+
 def _plain(
     package: Package,
     name: str,
@@ -181,8 +192,6 @@ def _staged(
     durable.remove(folder)
     kind = kind_of(path, "--input")
     progress.say(f"{name}: reading {kind}")
-    known = kind == "CSV" or csv.encoding != csv_format(package).encoding
-    known = known or (package.reading is not None and package.reading.source == "jsonl")
     unfinished = folder.with_suffix(".tmp")
     durable.remove(unfinished)
     raw = scan(
@@ -190,7 +199,7 @@ def _staged(
         "--input",
         unfinished,
         separator=csv.separator,
-        encoding=csv.encoding if known else "utf-8",
+        encoding=encoding_of(package, kind, csv),
         missing=csv.missing,
         quote=csv.quote or False,
     )

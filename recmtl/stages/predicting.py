@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from recmtl import durable
 from recmtl.config import RunConfig
 from recmtl.errors import UserError
-from recmtl.etl.files import find, header
+from recmtl.etl.files import find, header, kind_of
 from recmtl.package import Package, load_package
 from recmtl.progress import Progress, Silent
 from recmtl.reading import CsvFormat, NumberStyle
-from recmtl.scoring import Predictions, csv_format, predict_files
+from recmtl.scoring import Predictions, csv_format, encoding_of, predict_files
 from recmtl.stages.job import untrained
 from recmtl.stages.preparing import prepare
 from recmtl.tracking import resolved
@@ -89,7 +89,8 @@ def predict(
         csv = _csv(package, separator, encoding, missing)
         style = _style(package, decimal, thousands)
         for name, file in files.items():
-            there = header(file, "--input", separator=csv.separator, encoding=csv.encoding, quote=csv.quote or False)
+            written_in = encoding_of(package, kind_of(file, "--input"), csv)
+            there = header(file, "--input", separator=csv.separator, encoding=written_in, quote=csv.quote or False)
             absent = [column for column in package.schema.columns if column not in there]
             if 0 < len(absent) < len(package.schema.columns):  # of all, the package says that itself
                 progress.warn(f"{name}: it has no column {', '.join(absent)}; scored as missing in every row")

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recmtl.errors import UserError
 from recmtl.etl.encode import encode
 from recmtl.etl.fit import QUANTILES, fit_numbers, fit_tables
 from recmtl.schema import Feature, Schema
@@ -17,6 +18,14 @@ def parts(tmp_path: Path, *frames: pl.DataFrame) -> list[Path]:
     for path, frame in zip(paths, frames, strict=True):
         frame.write_parquet(path)
     return paths
+
+
+@pytest.mark.parametrize("kind", ["id", "bag", "number"])
+def test_a_column_that_no_feature_reads_is_refused(tmp_path: Path, kind: str) -> None:
+    feature = Feature(name="device", kind=kind, column="d", **({"separator": ","} if kind == "bag" else {}))  # type: ignore[arg-type]
+    files = parts(tmp_path, pl.DataFrame({"d": [{"os": "ios", "v": 3}]}))
+    with pytest.raises(UserError, match=rf"features\.device: column 'd' is Struct.* cannot be read as kind {kind}"):
+        (fit_numbers if kind == "number" else fit_tables)(files, Schema([feature]))
 
 
 def test_a_vocabulary_counts_over_all_features_that_share_the_table(tmp_path: Path) -> None:
