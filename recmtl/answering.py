@@ -84,7 +84,7 @@ def predictions(package: Package, frame: "pd.DataFrame", params: Mapping[str, An
     asked = _params(params)
     frame = _as_in_training(package, frame)
     if not any(column in frame.columns for column in package.schema.columns):
-        there = ", ".join(map(str, list(frame.columns)[:5])) or "none"
+        there = ", ".join(map(_short, list(frame.columns)[:5])) or "none"
         raise UserError(
             f"these rows have none of the columns that the model reads ({', '.join(package.schema.columns)}), "
             f"but {there}"
@@ -94,12 +94,16 @@ def predictions(package: Package, frame: "pd.DataFrame", params: Mapping[str, An
     except (OverflowError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"these rows cannot be read: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"these rows cannot be read: {_first_line(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Polars, which no value of a request may cause to end a server
+            raise
+        raise UserError(f"these rows cannot be read: {_first_line(error)}") from error
     if not asked.top_k:
         return found
     score = asked.score or SCORE
     if score not in found.columns:
-        wanted = f"score {score!r}" if asked.score else "fused score to sort by, so name one as `score`"
+        wanted = f"score {_short(score)!r}" if asked.score else "fused score to sort by, so name one as `score`"
         raise UserError(f"params.top_k: the model has no {wanted}; it predicts {', '.join(found.columns)}")
     taken = [name for name in ("row", "rank") if name in found.columns]
     if taken:
@@ -147,7 +151,7 @@ def read(body: bytes | str, content_type: str | None) -> tuple["pd.DataFrame", d
         raise UserError(f"a request is a JSON object with one of {named}, not {_called(request)}")
     strange = [key for key in request if key not in (*_FORMATS, _PARAMS)]
     if strange:
-        raise UserError(f"a request holds one of {named}, and perhaps params, not {strange[0]!r}")
+        raise UserError(f"a request holds one of {named}, and perhaps params, not {_short(strange[0])!r}")
     given = [key for key in _FORMATS if key in request]
     if len(given) != 1:
         raise UserError(f"a request holds one of {named}; this one holds {' and '.join(given) or 'none'}")
@@ -175,16 +179,20 @@ def _bound(where: str, rows: int, columns: int) -> None:
 
 
 def _bound_values(name: str, values: Iterable[Any]) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"column {_short(name)!r}: half of a surrogate pair is no character") from error
     for number, value in enumerate(values):
         texts = value if isinstance(value, list) else value.values() if isinstance(value, dict) else (value,)
         if len(texts) > _LONGEST_LIST:
             raise UserError(
-                f"column {name!r}, row {number}: {len(texts):,} values in one list; {_LONGEST_LIST:,} at most"
+                f"column {_short(name)!r}, row {number}: {len(texts):,} values in one list; {_LONGEST_LIST:,} at most"
             )
         longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
         if longest > _LONGEST_TEXT:
             raise UserError(
-                f"column {name!r}, row {number}: a text of {longest:,} characters; {_LONGEST_TEXT:,} at most"
+                f"column {_short(name)!r}, row {number}: a text of {longest:,} characters; {_LONGEST_TEXT:,} at most"
             )
 
 
@@ -197,7 +205,7 @@ def _split(rows: Any) -> "pd.DataFrame":
         raise UserError(f"{where}.columns: a list of names is expected")
     twice = sorted(name for name, times in Counter(columns).items() if times > 1)
     if twice:
-        raise UserError(f"{where}.columns: {twice[0]!r} stands there twice")
+        raise UserError(f"{where}.columns: {_short(twice[0])!r} stands there twice")
     if not isinstance(data, list):
         raise UserError(f"{where}.data: a list of rows is expected, not {_called(data)}")
     _bound(where, len(data), len(columns))
@@ -215,11 +223,14 @@ def _columns(rows: Mapping[str, Any]) -> "pd.DataFrame":
     lengths = {}
     for name, values in rows.items():
         if not isinstance(values, list):
-            raise UserError(f"inputs.{name}: a list of the rows' values is expected, not {_called(values)}")
+            raise UserError(f"inputs.{_short(name)}: a list of the rows' values is expected, not {_called(values)}")
         lengths[name] = len(values)
     if len(set(lengths.values())) > 1:
         (first, one), (other, another) = next((a, b) for a in lengths.items() for b in lengths.items() if a[1] != b[1])
-        raise UserError(f"inputs: column {first!r} has {one} values and {other!r} {another}; every row has one in each")
+        raise UserError(
+            f"inputs: column {_short(first)!r} has {one} values and {_short(other)!r} {another}; every row has one "
+            "in each"
+        )
     height = next(iter(lengths.values()), 0)
     _bound("inputs", height, len(rows))
     return _framed(dict(rows), height)
@@ -250,13 +261,26 @@ def _params(params: Mapping[str, Any] | None) -> Params:
     given = dict(params or {})
     for name, value in given.items():
         if name not in Params.model_fields:
-            raise UserError(f"params.{name}: there is no such parameter; there are {', '.join(Params.model_fields)}")
+            raise UserError(
+                f"params.{_short(name)}: there is no such parameter; there are {', '.join(Params.model_fields)}"
+            )
         kind = Params.model_fields[name].annotation
         if type(value) is not kind:
             raise UserError(f"params.{name}: {_NAMES[kind]} is expected, not {_called(value)}")
     if given.get("top_k", 0) < 0:
         raise UserError("params.top_k: 1 or more rows, or 0 for all")
     return Params(**given)
+
+
+def _first_line(error: BaseException) -> str:
+    return _short((str(error).strip().splitlines() or [type(error).__name__])[0], 300)
+
+
+def _short(text: object, longest: int = 60) -> str:
+    """Text of a request as an answer may repeat it: of bounded length, in characters that can be written."""
+    shown = str(text)
+    shown = shown if len(shown) <= longest else f"{shown[:longest]}…"
+    return shown if shown.isprintable() else ascii(shown)[1:-1]
 
 
 _NAMES: dict[Any, str] = {bool: "true or false", int: "a whole number", str: "a text"}

@@ -233,3 +233,40 @@ def test_a_pandas_value_nested_900_deep_is_refused(package: Package) -> None:
         value = [value]
     with pytest.raises(UserError, match="a list within a list"):
         package.predict_pandas(pd.DataFrame({"likes": pd.Series([value], dtype=object)}))
+
+
+LONG = "x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {LONG: 1},
+        {"\ud800": 1},
+        {"instances": [{LONG: 1}]},
+        {"instances": [{"\ud800\n": 1}]},
+        {"instances": [{"user_id": "\ud800"}]},
+        {"instances": [{"likes": ["\ud800"]}]},
+        {"inputs": {LONG: 5}},
+        {"inputs": {LONG: [5], "b": []}},
+        {"dataframe_split": {"columns": [LONG, LONG], "data": []}},
+        {"instances": ROWS, "params": {LONG: 1}},
+        {"instances": ROWS, "params": {"top_k": 1, "score": LONG}},
+        {"instances": [{"age": LONG}, {"age": {}}]},
+    ],
+)
+def test_an_answer_repeats_little_of_a_request(package: Package, request_: Any) -> None:
+    """And nothing that cannot be written: a lone surrogate ended the answer to the refusal."""
+    with pytest.raises(UserError) as caught:
+        answer(package, json.dumps(request_), None)
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).isprintable()
+
+
+def test_a_panic_of_polars_is_a_refusal(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(*_: Any, **__: Any) -> None:
+        raise pl.exceptions.PanicException("index out of bounds\nbacktrace")
+
+    monkeypatch.setattr(Package, "predict", panic)
+    with pytest.raises(UserError, match=r"these rows cannot be read: index out of bounds$"):
+        asked(package, instances=ROWS)

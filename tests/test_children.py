@@ -100,3 +100,16 @@ def test_what_such_a_process_starts_does_not_search_the_working_directory(plante
     program = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', 'import numpy']).returncode)"
     assert subprocess.run(children.python(program), env=children.environment(), check=False).returncode == 0
     assert not was_run(planted)
+
+
+def test_python_m_recmtl(planted: Path) -> None:
+    """Python puts the working directory first. A stray recmtl there is the user's choice; a stray library is not."""
+    (planted / "recmtl.py").unlink()
+    (planted / "json.py").unlink()
+    (planted / "sitecustomize.py").unlink()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PYTHONPATH"] = str(Path(children.__file__).parents[1])
+    command = [sys.executable, "-m", "recmtl", "config", "schema"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not was_run(planted)

@@ -49,6 +49,9 @@ __all__ = [
     "uuid_text",
 ]
 
+_DEEPEST = 64
+"""Levels of nesting of a Parquet column as the format counts them: a list is two, a struct is one."""
+
 MALFORMED = "wrong number of fields"
 """Reason of a CSV line that has more or fewer fields than its header."""
 
@@ -306,12 +309,14 @@ def _clash(frames: Mapping[str, pl.LazyFrame]) -> str:
 
 def _scan_parquet(path: Path, where: str, row_column: str | None = None) -> pl.LazyFrame:
     try:
+        uuids = uuid_columns(path)  # first: it also sees that Polars can read the types
         frame = pl.scan_parquet(path, glob=False, hive_partitioning=False)
         names = frame.collect_schema().names()
-        uuids = uuid_columns(path)
     except (pl.exceptions.PolarsError, pa.ArrowException) as error:
         raise UserError(f"{where}: {path} is a damaged Parquet file: {_first_line(error)}") from error
     except OSError as error:
+        if error.errno is None:  # Arrow's, about the content
+            raise UserError(f"{where}: {path} is a damaged Parquet file: {_first_line(error)}") from error
         raise RunError(f"{where}: {path} cannot be read: {error.strerror or _first_line(error)}") from error
     if row_column is not None:
         _refuse_reserved(names, [row_column], str(path), where)
@@ -324,9 +329,17 @@ def uuid_columns(path: Path) -> list[str]:
     """The columns of a Parquet file whose logical type is UUID, which Polars reads as Binary.
 
     Raises:
-        pyarrow.ArrowException: the file is damaged.
+        pyarrow.ArrowException, OSError: the file is damaged, or cannot be read.
+        UserError: lists or structs lie too deep within each other: Polars overflows the stack when it reads them.
     """
     schema = pq.read_metadata(path).schema
+    for number in range(len(schema)):
+        column = schema.column(number)
+        if column.max_definition_level > _DEEPEST:
+            raise UserError(
+                f"{path}: column {column.path.partition('.')[0]!r} holds lists or structs more than {_DEEPEST // 2} "
+                "deep within each other; leave it out of the file"
+            )
     leaves = [schema.column(number) for number in range(len(schema.names))]
     return [leaf.path for leaf in leaves if leaf.logical_type.type == "UUID" and leaf.max_repetition_level == 0]
 

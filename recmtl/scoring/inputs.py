@@ -160,9 +160,11 @@ def _plain(
     constants: tuple[Constant, ...],
 ) -> Source:
     try:
+        uuids = tuple(uuid_columns(path))  # first: it also sees that Polars can read the types
         present = pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema().names()
-        uuids = tuple(uuid_columns(path))
-    except (pl.exceptions.PolarsError, pa.ArrowException) as error:
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UserError(f"{name}: this is a damaged Parquet file ({str(error).splitlines()[0]})") from error
     clash = next((one.name for one in constants if one.name in present), None)
     if clash is not None:

@@ -51,12 +51,14 @@ class Ranker(PythonModel):  # type: ignore[misc]
                 other exception it answers that something was unexpected).
         """
         from recmtl.answering import predictions
-        from recmtl.errors import UserError
+        from recmtl.errors import RunError, UserError
 
         try:
             return predictions(self._package, model_input, params)
         except UserError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+        except RunError as error:  # a prediction that is not finite
+            raise MlflowException(str(error)) from error
 
 
 def read_requests(package: Any) -> None:
@@ -75,13 +77,15 @@ def read_requests(package: Any) -> None:
     if list(inspect.signature(theirs).parameters) != ["data", "content_type", "model", "input_schema"]:
         return
     from recmtl.answering import answer
-    from recmtl.errors import UserError
+    from recmtl.errors import RunError, UserError
 
     def invocations(data: bytes, content_type: str | None, model: Any, input_schema: Any) -> Any:
         try:
             rows = answer(package, data, content_type).to_dict("records")
         except UserError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+        except RunError as error:
+            raise MlflowException(str(error)) from error
         except Exception as error:
             logging.getLogger("recmtl").exception("a request that recmtl could not answer")
             raise MlflowException(

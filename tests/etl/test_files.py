@@ -359,3 +359,21 @@ def test_uuids_of_parquet_are_text(tmp_path: Path) -> None:
     assert frame["id"].to_list() == [one and str(one) for one in ids]
     assert frame["raw"].to_list() == [one and one.bytes for one in ids]
     assert header(tmp_path / "a.parquet", "x") == ["id", "raw", "nested"]
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["with Arrow's schema", "without"])
+@pytest.mark.parametrize("depth", [40, 900, 4000])
+def test_lists_nested_deep_in_parquet_are_refused(depth: int, stored: bool, tmp_path: Path) -> None:
+    """Polars overflows the stack when it reads them, which ends the process."""
+    kind = pa.int64()
+    for _ in range(depth):
+        kind = pa.list_(kind)
+    pq.write_table(pa.table({"likes": pa.nulls(3, kind)}), tmp_path / "deep.parquet", store_schema=stored)
+    with pytest.raises(UserError, match=r"deep\.parquet.*(deep within each other|is a damaged Parquet file)"):
+        header(tmp_path / "deep.parquet", "--input")
+
+
+def test_lists_of_structs_of_lists_are_read(tmp_path: Path) -> None:
+    rows = [{"a": [{"b": [[1, 2]], "c": {"d": {"e": [None]}}}]}]
+    pl.DataFrame({"likes": rows}).write_parquet(tmp_path / "nested.parquet")
+    assert header(tmp_path / "nested.parquet", "--input") == ["likes"]

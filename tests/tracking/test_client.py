@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from recmtl.tracking.client import connect
+from recmtl.bounded import parse_json
+from recmtl.errors import NotRegisteredError, RecmtlError, RunError
+from recmtl.tracking import champion_of, promote, register, resolved
+from recmtl.tracking.client import _database, connect, is_ours
 
 
 def _make(uri: str, started: Any) -> None:
@@ -51,3 +54,42 @@ def test_a_store_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
 def test_any_file_name_will_do(tmp_path: Path, name: str) -> None:
     connect(f"sqlite:///{tmp_path / name}")
     assert (tmp_path / name).is_file()
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 500, b"SQLite format 3\0" + b"\xff" * 4096])
+def test_a_store_that_is_damaged_is_one_sentence(
+    content: bytes, saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At every door, soon, with the path; nothing of MLflow's own, which printed tracebacks and waited for minutes."""
+    (tmp_path / "mlflow.db").write_bytes(content)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+
+    def fetch() -> None:
+        with resolved("models:/ranker/1", uri):
+            pass
+
+    began = time.monotonic()
+    doors: list[tuple[type[RecmtlError], Any]] = [
+        (NotRegisteredError, lambda: register(saved, "ranker", None, uri=uri)),
+        (RunError, lambda: promote("ranker", uri=uri)),
+        (RunError, lambda: champion_of("ranker", uri=uri)),
+        (RunError, fetch),
+    ]
+    for kind, door in doors:
+        with pytest.raises(kind) as caught:
+            door()
+        assert str(tmp_path) in str(caught.value)
+        assert "database" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 60
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_fault_of_our_own_is_not_taken_for_mlflows() -> None:
+    with pytest.raises(AttributeError) as ours:
+        _database(None)  # type: ignore[arg-type]
+    assert is_ours(ours.value)
+    with pytest.raises(ValueError, match="Expecting") as theirs:
+        parse_json(b"no JSON")  # raised inside json, which recmtl called
+    assert not is_ours(theirs.value)
+    assert not is_ours(ValueError("never raised"))
