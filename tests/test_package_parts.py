@@ -386,3 +386,15 @@ def test_contents_made_by_hand_have_neither(saved: Path) -> None:
         found.folder, found.digest, found.schema, found.tasks, found.columns, found.model, found.data, found.versions
     )
     assert made == found
+
+
+def test_a_damaged_package_may_be_replaced_and_nothing_else(copy: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    whole = with_fusion(copy, FUSION, output=output).digest
+    (output / "hashes.json").unlink()
+    assert with_fusion(copy, FUSION, output=output).digest == whole
+    (output / "hashes.json").unlink()
+    (output / "thesis.tex").write_text("three years")
+    with pytest.raises(UserError, match="holds something that is no package"):
+        with_fusion(copy, FUSION, output=output)
+    assert (output / "thesis.tex").read_text() == "three years"
