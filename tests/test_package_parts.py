@@ -70,7 +70,7 @@ def test_they_come_back_as_they_went_in(copy: Path) -> None:
     assert [path.name for path in copy.parent.iterdir()] == ["package"]
     listing = json.loads((copy / "hashes.json").read_text())
     assert list(listing["files"]) == sorted(listing["files"])
-    assert listing["format"] == 1
+    assert listing["format"] == 2
 
 
 def test_taken_out_it_is_the_package_that_it_was(saved: Path, copy: Path) -> None:
