@@ -332,13 +332,22 @@ def _rewritten(
 
 
 def check_output(place: Path) -> None:
-    """Refuse to write a package where something else is.
+    """Refuse to write a package where something else is. A damaged package is one, and may be replaced.
 
     Raises:
         UserError: a file, or a folder that holds something and is no package.
     """
-    if place.exists() and not (place / _HASHES).is_file() and (place.is_file() or any(place.iterdir())):
+    recover_package(place)
+    if place.is_file() or (place.is_dir() and any(place.iterdir()) and not _looks_like_a_package(place)):
         raise UserError(f"--output {place}: this holds something that is no package; name another folder")
+
+
+def _looks_like_a_package(folder: Path) -> bool:
+    """Whether it lists its files; or, where the list is gone, holds what every package does and nothing else."""
+    if (folder / _HASHES).is_file():
+        return True
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    return {_ABOUT, _WEIGHTS} <= names and all(_is_packaged(name) for name in names)
 
 
 def _text(path: Path) -> str | None:

@@ -7,6 +7,7 @@ A stage is noted as done when all that it leaves is on the disk and with the tra
 kill cut short is done again, and every stage may be done twice.
 """
 
+import hashlib
 import json
 import re
 import resource
@@ -149,9 +150,17 @@ class RunFolder:
         self._save()
 
     def read_metrics(self) -> dict[str, Any]:
-        """``metrics.json``, or an empty record."""
+        """``metrics.json``, or an empty record.
+
+        Raises:
+            RunError: it is not as it was written.
+        """
         try:
-            metrics = parse_json(read_bytes(self.path / "metrics.json"), finite=False)
+            content = read_bytes(self.path / "metrics.json")
+            noted = self._state.get("metrics")  # none in a run of recmtl 0.1
+            if self._writes and noted is not None and _hash(content) not in noted:
+                raise ValueError("it is not as it was written")
+            metrics = parse_json(content, finite=False)
             if not isinstance(metrics, dict):
                 raise ValueError("it holds no JSON object")
         except FileNotFoundError:
@@ -164,12 +173,18 @@ class RunFolder:
         """Replace these parts of ``metrics.json``, with ``anew`` all of it, and write it whole; returns all of it."""
         metrics = dict(parts) if anew else self.read_metrics() | dict(parts)
         if self._writes:
-            durable.write_file(self.path / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+            path = self.path / "metrics.json"
+            content = (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode()
+            # Both are right until the next time: a kill leaves the old one, or the new one.
+            self._state["metrics"] = [*([_hash(path.read_bytes())] if path.is_file() else []), _hash(content)]
+            self._save()
+            durable.write_file(path, content)
         return metrics
 
     def _save(self) -> None:
         if self._writes:
-            durable.write_file(self.path / _STATE, json.dumps(self._state, indent=2) + "\n")
+            state = {**self._state, "digest": _digest(self._state)}
+            durable.write_file(self.path / _STATE, json.dumps(state, indent=2) + "\n")
 
 
 def holds_run(path: Path) -> bool:
@@ -258,7 +273,7 @@ def _read_state(path: Path, config_yaml: str, fingerprint: str, progress: Progre
         if state["format"] != _FORMAT:
             raise UserError(f"{path}: this run was made by a newer recmtl; give another --output, or --overwrite")
         _check_state(state)
-        return dict(state)
+        return {key: value for key, value in state.items() if key != "digest"}
     except FileNotFoundError:
         return None
     except UserError:
@@ -275,13 +290,24 @@ def _read_state(path: Path, config_yaml: str, fingerprint: str, progress: Progre
 
 
 def _check_state(state: Any) -> None:
-    """Raise ValueError, KeyError or TypeError where this is no state."""
+    """Raise ValueError, KeyError or TypeError where this is no state, or not as it was written."""
+    digest = state.get("digest")  # none in a run of recmtl 0.1
+    if digest is not None and digest != _digest({key: value for key, value in state.items() if key != "digest"}):
+        raise ValueError("it does not have the hash that it states")
     if not (isinstance(state["config"], str) and isinstance(state["data"], str | None)):
         raise TypeError("config and data must be texts")
     if not (isinstance(state["done"], dict) and isinstance(state["seconds"], dict)):
         raise TypeError("done and seconds must be objects")
     if not all(isinstance(seconds, int | float) for seconds in state["seconds"].values()):
         raise TypeError("seconds must be numbers")
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return _hash(json.dumps(state, sort_keys=True).encode())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _text_of(path: Path) -> str | None:

@@ -218,6 +218,8 @@ def flip(path: Path) -> None:
         ("metrics.json", lambda path: path.write_bytes(b""), "metrics.json"),
         ("run.json", lambda path: path.write_bytes(b""), "run.json"),
         ("report.md", Path.unlink, "report.md"),
+        ("report.json", flip, "report.json"),
+        ("report.json", lambda path: path.write_bytes(b""), "report.json"),
     ],
 )
 def test_a_finished_runs_damaged_output_is_made_again(

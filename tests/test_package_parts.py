@@ -70,7 +70,7 @@ def test_they_come_back_as_they_went_in(copy: Path) -> None:
     assert [path.name for path in copy.parent.iterdir()] == ["package"]
     listing = json.loads((copy / "hashes.json").read_text())
     assert list(listing["files"]) == sorted(listing["files"])
-    assert listing["format"] == 1
+    assert listing["format"] == 2
 
 
 def test_taken_out_it_is_the_package_that_it_was(saved: Path, copy: Path) -> None:
@@ -386,3 +386,15 @@ def test_contents_made_by_hand_have_neither(saved: Path) -> None:
         found.folder, found.digest, found.schema, found.tasks, found.columns, found.model, found.data, found.versions
     )
     assert made == found
+
+
+def test_a_damaged_package_may_be_replaced_and_nothing_else(copy: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    whole = with_fusion(copy, FUSION, output=output).digest
+    (output / "hashes.json").unlink()
+    assert with_fusion(copy, FUSION, output=output).digest == whole
+    (output / "hashes.json").unlink()
+    (output / "thesis.tex").write_text("three years")
+    with pytest.raises(UserError, match="holds something that is no package"):
+        with_fusion(copy, FUSION, output=output)
+    assert (output / "thesis.tex").read_text() == "three years"

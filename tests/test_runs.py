@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,15 @@ def test_seconds_add_up_over_resumed_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"\0" * 50, b'{"format": 2, "config": 3, "data": null, "done": {}, "seconds": {}}']
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\0" * 50,
+        b'{"format": 2, "config": 3, "data": null, "done": {}, "seconds": {}}',
+        b'{"format": 2, "config": "x", "data": null, "done": {"train": true}, "seconds": {}, "digest": "0"}',
+    ],
 )
 def test_a_damaged_state_begins_its_stages_again(tmp_path: Path, content: bytes) -> None:
     with opened(tmp_path) as run:
@@ -179,7 +188,7 @@ def test_litter_of_a_run_that_another_process_holds_stays(tmp_path: Path) -> Non
     process.join(30)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\0" * 50])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\0" * 50, b'{"test": {"click": {"auc": 0.99}}}'])
 def test_damaged_metrics_are_named_with_the_way_out(tmp_path: Path, content: bytes) -> None:
     with opened(tmp_path) as run:
         run.update_metrics({"test": {}})
@@ -187,6 +196,36 @@ def test_damaged_metrics_are_named_with_the_way_out(tmp_path: Path, content: byt
         with pytest.raises(RunError, match=r"metrics\.json: damaged.*`recmtl run`"):
             run.read_metrics()
         run.update_metrics({"test": {}}, anew=True)
+        assert run.read_metrics() == {"test": {}}
+
+
+def test_metrics_are_the_old_or_the_new_ones_after_any_kill(tmp_path: Path, kill_at_each: Callable[..., int]) -> None:
+    with opened(tmp_path) as run:
+        run.update_metrics({"test": {"a": 0}})
+    seen = []
+
+    def do() -> None:
+        with opened(tmp_path) as run:
+            run.update_metrics({"test": {"a": 1}})
+
+    def look() -> None:
+        with opened(tmp_path) as run:
+            seen.append(run.read_metrics()["test"]["a"])
+            run.update_metrics({"test": {"a": 0}})
+
+    kill_at_each(do, look)
+    assert set(seen) == {0, 1}
+
+
+def test_a_run_of_an_earlier_recmtl_has_no_hashes_and_goes_on(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        run.update_metrics({"test": {}})
+        run.finish("train")
+    state = json.loads((tmp_path / "run.json").read_text())
+    del state["digest"], state["metrics"]
+    (tmp_path / "run.json").write_text(json.dumps(state))
+    with opened(tmp_path) as run:
+        assert run.is_done("train")
         assert run.read_metrics() == {"test": {}}
 
 

@@ -208,6 +208,7 @@ class _Day:
 
     def go(self) -> DailyResult:
         """The rest of the day."""
+        durable.remove_litter(self.folder, held=True)
         state = self._state
         if state["config"] != self._fingerprint:
             if state["status"] in _OVER:

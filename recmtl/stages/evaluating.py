@@ -18,7 +18,7 @@ from recmtl.evaluation.config import EvaluationConfig
 from recmtl.evaluation.html import write_html, write_json
 from recmtl.findings import Calibration, Cost, Fusion, Report
 from recmtl.locks import held
-from recmtl.manifest import Manifest
+from recmtl.manifest import Manifest, file_hash
 from recmtl.metrics import metrics_for
 from recmtl.package import load_package
 from recmtl.progress import Progress, Silent
@@ -139,7 +139,7 @@ def evaluate_job(job: Job, *, champion: str | None = None) -> None:
     job.tracker.metrics(dict(_figures(record, report)), step=steps)
     job.tracker.tags(verdict_tags(report))
     write_up(job)
-    job.finish("evaluate", job.evaluated_how())
+    job.finish("evaluate", {**job.evaluated_how(), "report": file_hash(job.folder.path / "report.json")})
 
 
 def _kept_epoch(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> Iterator[str]:

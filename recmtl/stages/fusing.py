@@ -139,7 +139,10 @@ def _untrained(config: RunConfig) -> UserError:
 
 def _as_trained(config: RunConfig) -> RunConfig:
     """The config under which its run is found: with the fusion that it was trained with, whatever is searched now."""
-    trained = load_config(config.folder / "config.resolved.yaml").evaluation
+    try:
+        trained = load_config(config.folder / "config.resolved.yaml").evaluation
+    except UserError:  # damaged: it is written anew when the run is opened
+        return config
     evaluation = config.evaluation.model_copy(update={"fusion": trained.fusion})
     return config.model_copy(update={"evaluation": evaluation})
 

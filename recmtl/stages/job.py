@@ -22,7 +22,7 @@ from recmtl.evaluation import summary_table, write_report
 from recmtl.findings import Report, read_report
 from recmtl.group import ONE, Group
 from recmtl.loading import Loader
-from recmtl.manifest import Manifest
+from recmtl.manifest import Manifest, file_hash
 from recmtl.package import verify_package
 from recmtl.progress import Progress, Silent
 from recmtl.runs import RunFolder, open_run
@@ -142,12 +142,9 @@ class Job:
             return
         problem = self._damage()
         if problem is None:
-            metrics = folder.read_metrics()
-            gone = [name for name in _REPORTS if not (folder.path / name).is_file()]
-            if metrics.get("evaluated_on") == "validation":
-                gone.append("the test figures of metrics.json")
-            if gone and folder.is_done("evaluate"):
-                self.progress.warn(f"{folder.path}: {', '.join(gone)} missing; evaluating again")
+            wrong = list(self._wrong_in_evaluation()) if folder.is_done("evaluate") else []
+            if wrong:
+                self.progress.warn(f"{folder.path}: {', '.join(wrong)}; evaluating again")
                 folder.reopen("evaluate", "register", "run")
             return
         if not any(folder.checkpoints.glob("step-*")):
@@ -168,6 +165,16 @@ class Job:
         except (RunError, UserError) as error:
             return str(error)
         return None
+
+    def _wrong_in_evaluation(self) -> Iterator[str]:
+        """What the evaluation on test left and is not as it was left, in words."""
+        path = self.folder.path
+        yield from (f"{name} is missing" for name in _REPORTS if not (path / name).is_file())
+        if self.folder.read_metrics().get("evaluated_on") == "validation":
+            yield "the test figures of metrics.json are missing"
+        noted = self.folder.detail("evaluate").get("report")  # none in a run of recmtl 0.1
+        if noted is not None and (path / "report.json").is_file() and file_hash(path / "report.json") != noted:
+            yield "report.json is damaged"
 
     def leave(self, status: Status | None) -> None:
         """The stage is over: with a status, so is the run."""
@@ -207,7 +214,8 @@ class Job:
 
     def is_evaluated(self) -> bool:
         """Whether test was evaluated, as the config asks now."""
-        return bool(self.folder.detail("evaluate") == self.evaluated_how())
+        detail = self.folder.detail("evaluate") or {}
+        return bool(detail.get("settings") == self.evaluated_how()["settings"])
 
     def result(self) -> RunResult:
         """What there is by now."""

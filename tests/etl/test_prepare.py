@@ -414,7 +414,7 @@ def test_after_a_kill_at_any_operation_the_same_call_ends_with_the_same_bytes(
             assert tree(built(log).folder) == before
 
     kill_at_each(lambda: built(log, keep=["note"]), look, every)
-    assert True in seen
+    assert not there or True in seen  # killed while the old one was in the place, or the new one already
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\0" * 100, b"[" * 100_000])
