@@ -4,6 +4,7 @@ Raise :class:`UserError` with one sentence that says what was expected, what cam
 and what to do. Everything else that recmtl raises on purpose is a :class:`RunError`.
 """
 
+import errno
 from typing import Any
 
 __all__ = [
@@ -14,7 +15,11 @@ __all__ = [
     "RefusedError",
     "RunError",
     "UserError",
+    "unwritable",
 ]
+
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
+"""Errors that pass: the same command works once the disk does."""
 
 
 class RecmtlError(Exception):
@@ -33,6 +38,17 @@ class UserError(RecmtlError, ValueError):
     """The user's config, arguments or data are wrong. Exit code 2."""
 
     exit_code = 2
+
+
+def unwritable(message: str, error: OSError) -> RecmtlError:
+    """The error of a place that nothing can be written to: the user's mistake, unless the disk is full or fails.
+
+    Args:
+        message: which setting and place, and what cannot be done.
+        error: the operating system's.
+    """
+    kind = RunError if error.errno in _OF_THE_DISK else UserError
+    return kind(f"{message} ({error.strerror or error})")
 
 
 class NotRegisteredError(RecmtlError):

@@ -21,7 +21,7 @@ from typing import Any
 
 from recmtl import durable
 from recmtl.bounded import parse_json, read_bytes
-from recmtl.errors import RunError, UserError
+from recmtl.errors import RunError, UserError, unwritable
 from recmtl.group import ONE, Group
 from recmtl.locks import held
 from recmtl.progress import Progress, Silent
@@ -224,11 +224,11 @@ def open_run(
     try:
         durable.make_folder(path)
     except OSError as error:
-        raise UserError(f"--output {path}: cannot make this folder ({error.strerror})") from error
+        raise unwritable(f"--output {path}: cannot make this folder", error) from error
     try:  # before the lock, which takes a folder that refuses it for one that is held
         (path / ".lock").touch()
     except OSError as error:
-        raise UserError(f"--output {path}: cannot write in this folder ({error.strerror})") from error
+        raise unwritable(f"--output {path}: cannot write in this folder", error) from error
 
     def busy() -> None:
         raise UserError(f"{path}: another recmtl process works in this folder; wait for it, or give another --output")

@@ -51,7 +51,7 @@ from pydantic import Field, model_validator
 
 from recmtl import durable
 from recmtl.bounded import parse_json, read_bytes
-from recmtl.errors import RunError, UserError
+from recmtl.errors import RunError, UserError, unwritable
 from recmtl.etl.encode import canonical, stable_hash
 from recmtl.etl.ingest import ROW, Ingested, distinct_names, join_table, one_type
 from recmtl.etl.label import IMPRESSION, Follows, label
@@ -309,7 +309,7 @@ def _held(store: Path, progress: Progress) -> Iterator[None]:
         durable.make_folder(store)
         (store / ".lock").touch()
     except OSError as error:
-        raise UserError(f"daily.store: cannot write in {store} ({error.strerror})") from error
+        raise unwritable(f"daily.store: cannot write in {store}", error) from error
     with held(store / ".lock", lambda: progress.say(f"{store}: another process is at the days; waiting")):
         yield
 

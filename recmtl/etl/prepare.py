@@ -23,7 +23,7 @@ from pydantic import Field
 
 from recmtl import durable
 from recmtl.bounded import parse_json, read_bytes
-from recmtl.errors import RunError, UserError
+from recmtl.errors import RunError, UserError, unwritable
 from recmtl.etl.convert import see_reading
 from recmtl.etl.drift import fit_profiles
 from recmtl.etl.encode import Encoder, canonical, number, stable_hash
@@ -182,7 +182,7 @@ def prepare_from(
         durable.make_folder(place.parent)
         _beside(place, "lock").touch()
     except OSError as error:
-        raise UserError(f"data.prepared: cannot write beside {folder} ({error.strerror})") from error
+        raise unwritable(f"data.prepared: cannot write beside {folder}", error) from error
     with _locked(place, folder, progress):
         _recover(place)
         found = origin()

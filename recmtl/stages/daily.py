@@ -26,7 +26,7 @@ from typing import Any, Literal
 from recmtl import durable
 from recmtl.bounded import parse_json, read_bytes
 from recmtl.config import RunConfig
-from recmtl.errors import RecmtlError, RefusedError, RunError, UserError
+from recmtl.errors import RecmtlError, RefusedError, RunError, UserError, unwritable
 from recmtl.etl.days import DailyConfig, longest_window, store_of, update
 from recmtl.etl.prepare import uses_of
 from recmtl.findings import Report, read_report
@@ -136,7 +136,7 @@ def _alone(root: Path) -> Iterator[None]:
         durable.make_folder(root)
         (root / ".lock").touch()
     except OSError as error:
-        raise UserError(f"{root}: cannot write in this folder ({error.strerror})") from error
+        raise unwritable(f"{root}: cannot write in this folder", error) from error
 
     def busy() -> None:
         raise RunError(f"{root}: another process works at these days; run again when it is done")

@@ -12,7 +12,7 @@ import torch
 
 from recmtl import durable
 from recmtl.config import RunConfig
-from recmtl.errors import RunError, UserError
+from recmtl.errors import RunError, UserError, unwritable
 from recmtl.evaluation import Scored, score, summary_table, write_report
 from recmtl.evaluation.config import EvaluationConfig
 from recmtl.evaluation.html import write_html, write_json
@@ -306,7 +306,7 @@ def _held(path: Path) -> Iterator[None]:
         durable.make_folder(path)
         (path / ".lock").touch()
     except OSError as error:
-        raise UserError(f"--output {path}: cannot write in this folder ({error.strerror})") from error
+        raise unwritable(f"--output {path}: cannot write in this folder", error) from error
 
     def busy() -> None:
         raise UserError(f"--output {path}: another recmtl process writes in this folder; wait for it")

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from recmtl import durable
 from recmtl.config import RunConfig
-from recmtl.errors import UserError
+from recmtl.errors import UserError, unwritable
 from recmtl.etl.files import find, header, kind_of
 from recmtl.package import Package, load_package
 from recmtl.progress import Progress, Silent
@@ -153,4 +153,4 @@ def _require_place(output: Path) -> None:
         with durable.scratch(place, output.absolute().name):
             pass
     except OSError as error:
-        raise UserError(f"--output {output}: cannot write in {place} ({error.strerror})") from error
+        raise unwritable(f"--output {output}: cannot write in {place}", error) from error
