@@ -113,6 +113,11 @@ class Address(str):
         made.written = literal(value) if written is None else written
         return made
 
+    @property
+    def refers(self) -> bool:
+        """Whether some of it comes from the environment."""
+        return self.written != literal(self)
+
     def __reduce__(self) -> tuple[type["Address"], tuple[str, str]]:
         """For copies and other processes."""
         return Address, (str(self), self.written)

@@ -69,7 +69,8 @@ def keep_secret(uri: str) -> None:
     """Have :func:`redact` hide this address's password and parameters from now on, wherever they stand in a text.
 
     Libraries quote parts of an address in their errors (a password without the rest, say), which no pattern finds.
-    Secrets shorter than four characters, and parameters shorter than eight, are left: hiding them would spoil words.
+    Secrets shorter than four characters, parameters shorter than eight, and plain words (``mlflow``) are left: hiding
+    them would spoil paths and sentences.
     """
     scheme = _SCHEME.match(uri)
     if scheme is None or scheme.group().lower().partition("+")[0] in _LOCAL:
@@ -84,6 +85,7 @@ def keep_secret(uri: str) -> None:
     _, _, query = rest.partition("?")
     found.update(value for _, value in parse_qsl(query) if len(value) >= _SHORTEST_PARAMETER)
     found.update([unquote(one) for one in found])
+    found = {one for one in found if not one.isalpha()}
     with _lock:
         _secrets.update(found)
 

@@ -370,6 +370,9 @@ def test_what_the_environment_says_of_an_address_is_not_stored(tmp_path: Path, m
     assert config.tracking.uri == "postgresql://s3cret$$:s3cret$$@db/x"
     assert "s3cret" not in config.to_yaml()
     assert load_config(written(tmp_path, config.to_yaml())).tracking.uri == config.tracking.uri
+    plain: Any = parse_config(minimal(tracking={"uri": "postgresql://db/$x"})).tracking.uri
+    referring: Any = config.tracking.uri
+    assert (plain.refers, referring.refers, plain) == (False, True, "postgresql://db/$x")
     assert parse_config(minimal(tracking={"uri": "${STORE}"})).resolved()["tracking"]["uri"] == "${STORE}"
     assert pickle.loads(pickle.dumps(config)).resolved() == config.resolved()
     for uri in ("${STORE}x y", "ftp://${PASSWORD}@host"):

@@ -87,11 +87,15 @@ def test_addresses_in_a_text(text: str, expected: str) -> None:
 def test_a_password_is_hidden_without_its_address_too() -> None:
     said = 'authentication with "my p@ss" or my%20p%40ss failed at /x'
     assert redact(said) == said
-    keep_secret("postgresql://ann:my%20p%40ss@db/x?sslpassword=longsecret")
+    keep_secret("postgresql://ann:my%20p%40ss@db/x?sslpassword=long-secret")
     assert redact(said) == 'authentication with "***" or *** failed at /x'
-    assert redact("longsecret") == "***"
+    assert redact("long-secret") == "***"
     keep_secret("https://tok1234@host")
     assert redact("bearer tok1234") == "bearer ***"
+    keep_secret("postgresql://mlflow:mlflow@host/mlflow")
+    assert redact("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+    keep_secret("postgresql://ann:two words@db/x")
+    assert redact("at postgresql://ann:two words@db/x: refused") == "at postgresql://db/x: refused"
     keep_secret("https://ann:a@host")
     keep_secret("sqlite:///secret.db")
     keep_secret("plain")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from recmtl.config import load_config
 from recmtl.errors import UserError
+from recmtl.expansion import Address
 from recmtl.progress import Progress, Silent
 from recmtl.runs import open_run
 from recmtl.stages.job import Job, RunResult, result_of, version_data
@@ -28,6 +29,9 @@ def sync(run_folder: Path, *, tracking_uri: str | None = None, progress: Progres
     with open_run(
         run_folder, config=config.resolved(), config_yaml=config.to_yaml(), fingerprint=fingerprint
     ) as folder:
+        given = config.tracking.uri
+        if tracking_uri is None and isinstance(given, Address) and given.refers:
+            tracking_uri = given  # the run keeps the address as it is shown, and the config what it refers to
         synced = sync_tracking(run_folder, uri=tracking_uri, progress=progress)
         registered = synced.registered[-1] if synced.registered else None
         if registered is not None:
