@@ -30,6 +30,7 @@ from recmtl.etl.encode import Encoder, canonical, number, stable_hash
 from recmtl.etl.fit import fit_numbers, fit_tables
 from recmtl.etl.infer import infer_features
 from recmtl.etl.invalid import InvalidLabels
+from recmtl.etl.listtext import is_bracketed, list_items
 from recmtl.etl.mask import LabelCounts, LabelTimes, encode_labels, labels_as_of
 from recmtl.etl.shards import StagedPart, load_part, stage_parts, write_shard
 from recmtl.etl.sources import SOURCES, LabelledLog
@@ -377,8 +378,40 @@ class _Build:
                 if unread is not None:
                     of = "numbers" if feature.kind == "number" else "what the others are"
                     self._judge_unread(f"features.{feature.name}", column, unread, of)
+            if feature.kind in ("bag", "weighted_bag") and self._types[feature.column] == pl.String:
+                self._check_lists(feature)
         for (where, column), unread in self._log.condition_unread.items():
             self._judge_unread(where, column, unread, "what the others are")
+
+    def _check_lists(self, feature: Feature) -> None:
+        """Judge, and keep, the texts in brackets that are no lists of single values."""
+        text = pl.col(feature.column)
+        given = self._log.frame.filter(text.str.strip_chars() != "")
+        wrong = given.filter(is_bracketed(text)).filter(list_items(text, feature.separator).is_null())
+        file = self._work / f"lists-{feature.name}.parquet"
+        wrong.select(
+            pl.lit(self._data.source.kind).alias("source"),  # type: ignore[attr-defined]
+            pl.lit(f"{feature.column} is no list of single values").alias("reason"),
+            pl.struct(text).struct.json_encode().alias("row"),
+            text.alias("value"),
+        ).sink_parquet(file)
+        kept = pl.scan_parquet(file, glob=False)
+        count = kept.select(pl.len()).collect().item()
+        if not count:
+            return
+        commonest = kept.group_by("value").len().sort(["len", "value"], descending=[True, False]).head(3)
+        unread = Unread(
+            count=count,
+            given=given.select(pl.len()).collect(engine="streaming").item(),
+            examples=tuple(f"{value:.60}" for value in commonest.collect(engine="streaming")["value"]),
+        )
+        try:
+            advice = "write one list of single values per row, such as [5, 8]"
+            self._judge_unread(f"features.{feature.name}", feature.column, unread, "lists", advice)
+        except UserError:
+            _keep_rejects([file], self._folder.resolve())
+            raise
+        self._rejected_files += (file,)
 
     def _no_numbers(self, column: str) -> Unread | None:
         """The values of a text column, which an id reads too, that are no numbers."""
@@ -392,12 +425,12 @@ class _Build:
         examples = tuple(commonest.collect(engine="streaming")[column])
         return Unread(count=count, given=total, examples=examples)
 
-    def _judge_unread(self, where: str, column: str, unread: Unread, of: str) -> None:
+    def _judge_unread(self, where: str, column: str, unread: Unread, of: str, advice: str | None = None) -> None:
         what = (
             f"{where}: {unread.count:,} of {unread.given:,} values of column {column!r} ({unread.share:.2%}) cannot be "
             f"read as {of}, such as {', '.join(map(repr, unread.examples))}"
         )
-        advice = _advice_on_numbers(unread.examples)
+        advice = _advice_on_numbers(unread.examples) if advice is None else advice
         advice = advice[:1].upper() + advice[1:]
         if unread.share > self._data.max_invalid:
             raise UserError(f"{what}; data.max_invalid allows {self._data.max_invalid:.0%}. {advice}")

@@ -143,3 +143,37 @@ def counted(*values: str) -> pl.DataFrame:
 )
 def test_the_setting_that_is_suggested(task: dict[str, Any], values: tuple[str, ...], told: str) -> None:
     assert re.search(re.escape(told), setting(label_task(**task), counted(*values)))
+
+
+def lists(folder: Path, texts: list[str | None], separator: str | None = None) -> Prepared:
+    column = [texts[row % len(texts)] for row in range(ROWS)]
+    rows = pl.DataFrame(
+        {
+            "item_id": [row % 5 for row in range(ROWS)],
+            "user_id": [row % 7 for row in range(ROWS)],
+            "click": [row % 2 for row in range(ROWS)],
+            "tags": column,
+        }
+    )
+    rows.write_parquet(folder / "rows.parquet")
+    data = DataConfig.model_validate({"source": {"kind": "table", "path": str(folder / "rows.parquet")}})
+    features = (Feature(name="labels", kind="bag", column="tags", separator=separator),)
+    return prepare(
+        data, features, (label_task(kind="binary"),), name="x", folder=folder / "prepared", progress=Silent()
+    )
+
+
+@pytest.mark.parametrize("separator", [None, ","])
+def test_lists_that_cannot_be_read_are_counted_kept_and_stop_the_run_where_they_are_many(
+    tmp_path: Path, separator: str | None
+) -> None:
+    found = lists(tmp_path, ["[1, 2]"] * 38 + ["[[1], 2]", None], separator)
+    (warning,) = found.manifest.warnings
+    assert warning.startswith("features.labels: 5 of 195 values of column 'tags' (2.56%) cannot be read as lists, ")
+    assert "such as '[[1], 2]'" in warning
+    kept = pl.read_parquet(found.folder / "rejected" / "lists-labels.parquet")
+    assert kept["row"].to_list() == ['{"tags":"[[1], 2]"}'] * 5
+    with pytest.raises(UserError, match=r"20 of 200 values of column 'tags' \(10.00%\) cannot be read as lists"):
+        lists(tmp_path, ["[1, 2]"] * 9 + ["{'a': 1}"], separator)
+    assert (tmp_path / "prepared.rejected" / "lists-labels.parquet").is_file()
+    assert not lists(tmp_path, ["[1, 2]", "[]", None], separator).manifest.warnings
