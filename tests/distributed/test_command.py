@@ -122,7 +122,9 @@ def test_a_killed_rank_is_started_again_and_the_job_ends_as_if_never_killed(tmp_
 
 def is_rank(process: psutil.Process, rank: int) -> bool:
     try:
-        return process.environ().get("RANK") == str(rank) and "recmtl" in process.cmdline()
+        return process.environ().get("RANK") == str(rank) and any(
+            "from recmtl.cli import main" in word for word in process.cmdline()
+        )
     except psutil.Error:
         return False
 
