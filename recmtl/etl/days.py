@@ -369,7 +369,9 @@ class _Days:
             if state.pop("digest", None) != _digest_of(state):
                 raise ValueError("it does not have the hash that it states")
         except FileNotFoundError:
-            other = sorted(child.name for child in self.store.iterdir() if not child.name.startswith("."))
+            there = {child.name for child in self.store.iterdir() if not child.name.startswith(".")}
+            # Nothing but what a kill left that came before the first day was noted.
+            other = sorted(there - {"files", "days"}) if self._only_unfinished() else sorted(there)
             if other:
                 raise UserError(
                     f"daily.store: {self.store} holds {other[0]!r} and no days; name a folder of its own"
@@ -385,6 +387,14 @@ class _Days:
             return fresh
         assert isinstance(state, dict)
         return state
+
+    def _only_unfinished(self) -> bool:
+        """Whether ``files/`` and ``days/`` hold what this module writes before it notes anything, and nothing else."""
+        logs, days = self.store / "files", self.store / "days"
+        if any(folder.exists() and not folder.is_dir() for folder in (logs, days)):
+            return False
+        known = all(log.is_dir() and log.name in self.logs for log in logs.iterdir()) if logs.exists() else True
+        return known and not (days.exists() and any(not day.name.startswith(".") for day in days.iterdir()))
 
     def _remove_all(self) -> None:
         for name in ("files", "days"):

@@ -156,6 +156,9 @@ def promote(
         target = _wanted(client, name, version, ledger)
         if ledger.aliases.get(CHAMPION) == target and ledger.positions.get(CHAMPION) == target:
             _refuse_newer(client, name, version, target)
+            last = ledger.counting(CHAMPION)[-1]
+            if last.kind == "override":  # a kill may have come between the move and its tag
+                _tag_override(client, name, last)
             return None
         found = _version(client, name, target)
         digest: str | None
@@ -182,8 +185,12 @@ def promote(
             kind = "override"
         move = _move(client, ledger, kind, target, why, digest)
         if kind == "override":
-            client.set_model_version_tag(name, str(target), "recmtl.gate.overridden", move.why[:5000])
+            _tag_override(client, name, move)
         return move
+
+
+def _tag_override(client: Any, name: str, move: Move) -> None:
+    client.set_model_version_tag(name, str(move.after), "recmtl.gate.overridden", move.why[:5000])
 
 
 def rollback(name: str, to: int | None = None, *, reason: str, uri: str | None = None) -> Move:
