@@ -74,6 +74,12 @@ def test_the_best_rows(package: Package) -> None:
     assert tied["row"].tolist() == [0, 1]
 
 
+def test_an_id_beyond_64_bits_is_an_id_that_training_has_not_seen(package: Package) -> None:
+    pd.testing.assert_frame_equal(
+        asked(package, instances=[{"user_id": 10**30}]), asked(package, instances=[{"user_id": 77}])
+    )
+
+
 MALFORMED: list[tuple[Any, str]] = [
     ("{not", "no JSON"),
     (b"\xff\xfe", "no JSON"),
@@ -104,7 +110,6 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"instances": [{"age": {"a": 1}}]}, r"features\.age: column 'age'"),
     ({"instances": [{"content": [1.0]}]}, r"features\.content: .* not vectors of `dim` 3"),
     ({"instances": [{"likes": [1]}, {"likes": 2}]}, "'likes' mixes lists with other values"),
-    ({"instances": [{"user_id": 10**30}]}, "these rows cannot be read"),
     ({"instances": ROWS, "params": 7}, "params: an object"),
     ({"instances": ROWS, "params": {"k": 7}}, r"params\.k: there is no such parameter"),
     ({"instances": ROWS, "params": {"top_k": "7"}}, r"params\.top_k: a whole number is expected, not a text"),

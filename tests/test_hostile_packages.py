@@ -286,7 +286,7 @@ HUGE = [
     (put([10**19], "model", "tower", "expert_widths"), "no model can be built"),
     (put(10**9, "model", "tower", "num_experts"), "tower.experts.weights.0 is F32 of shape (1000000000, 43, 8)"),
     (put([8] * 10**5, "model", "tower", "head_widths"), "makes more than"),
-    (put(5, "features", 0, "embedding_dim"), "tables.user is F32 of shape (5, 5)"),
+    (put(5, "features", 0, "embedding_dim"), "these weights are of another model"),
     (put(10**9, "features", 0, "embedding_dim"), "features.0.embedding_dim: Input should be less than"),
     (put(10**9, "features", 0, "hash_buckets"), "vocabularies of user, item"),
     (put({"rows": 10**9}, "features", 0, "managed"), "vocabularies of user, item"),
