@@ -284,9 +284,8 @@ def test_an_untrained_run(here: Path) -> None:
 
 
 def test_data_without_requests_or_users(here: Path) -> None:
-    path = Path("prepared/manifest.json")
-    manifest = json.loads(path.read_text())
-    manifest["columns"] |= {"request": None, "user": None}
-    path.write_text(json.dumps(manifest))
+    manifest = Manifest.read_from(Path("prepared"))
+    columns = manifest.columns.model_copy(update={"request": None, "user": None})
+    manifest.model_copy(update={"columns": columns}).write(Path("prepared"))
     with pytest.raises(UserError, match="name neither requests nor users, so there is nothing to rank within"):
         fuse(model=PACKAGE, data=Path("prepared"), settings=FusionConfig(trials=2))
