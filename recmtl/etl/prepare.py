@@ -26,7 +26,7 @@ from recmtl.bounded import parse_json, read_bytes
 from recmtl.errors import RunError, UserError, unwritable
 from recmtl.etl.convert import see_reading
 from recmtl.etl.drift import fit_profiles
-from recmtl.etl.encode import Encoder, canonical, number, stable_hash
+from recmtl.etl.encode import LARGEST_NUMBER, Encoder, canonical, number, stable_hash
 from recmtl.etl.fit import fit_numbers, fit_tables
 from recmtl.etl.infer import infer_features
 from recmtl.etl.invalid import InvalidLabels
@@ -677,6 +677,9 @@ class _Build:
 def _advice_on_numbers(examples: Sequence[str]) -> str:
     """The setting that would read these texts as numbers."""
     stripped = [text.strip() for text in examples]
+    numbers = pl.Series(stripped, dtype=pl.String).cast(pl.Float64, strict=False)
+    if len(numbers) and numbers.null_count() == 0:
+        return f"a number beyond ±{LARGEST_NUMBER:.2g} is no quantity; write the value as missing"
     for style in (
         NumberStyle(decimal=","),
         NumberStyle(thousands=","),
@@ -694,8 +697,6 @@ def _advice_on_numbers(examples: Sequence[str]) -> str:
             return f"set {' and '.join(settings)} to read them"
     words = [text for text in stripped if not any(character.isdigit() for character in text)]
     if words and len(words) == len(stripped):
-        if all(word.lower().lstrip("+-") in ("inf", "infinity") for word in words):
-            return "an infinite number is no quantity; write the value as missing"
         listed = ", ".join(f'"{word}"' for word in words)
         return f"if they stand for a missing value, add them to data.source.missing: [{listed}]"
     if any(re.search(r"\d\s*[^\d\s.,]+$|^[^\d\s+.,-]+\s*\d", text) for text in stripped):

@@ -61,7 +61,8 @@ def written(tmp_path: Path, price: list[Any], **rest: list[Any]) -> Path:
         ("{} EUR", "without its unit"),
         ("EUR {}", "without its unit"),
         ("n/a", 'data.source.missing: ["n/a"]'),
-        ("inf", "an infinite number is no quantity"),
+        ("inf", "a number beyond ±3.4e+38 is no quantity"),
+        ("1e300", "a number beyond ±3.4e+38 is no quantity"),
         ("1_2_{}", "as numbers, or read the column as text"),
     ],
 )
