@@ -1,0 +1,230 @@
+"""A process that has imported everything and then forks one child per command: imports take longer than commands.
+
+Forked are only processes in which no pool of threads has worked yet: Polars, torch and Arrow start theirs with the first
+work, and the parent does none. Started with shim.so preloaded; speaks JSON lines on standard input and output.
+"""
+
+import atexit
+import ctypes
+import faulthandler
+import importlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Done", "Zygote"]
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "POLARS_MAX_THREADS": "2",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "PYTHONHASHSEED": "0",
+    "NO_COLOR": "1",
+    "COLUMNS": "400",
+}
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    """Its exit code; negative: the signal."""
+    out: str
+    err: str
+    seconds: float
+
+
+class Zygote:
+    """Runs commands of recmtl in processes of their own, one at a time.
+
+    Args:
+        shim: the library to preload; None: none.
+        place: a folder for what the commands print.
+    """
+
+    def __init__(self, shim: Path | None, place: Path) -> None:
+        self._place = place
+        place.mkdir(parents=True, exist_ok=True)
+        preload = {} if shim is None else {"LD_PRELOAD": str(shim)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__)), str(place)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(place / "zygote.err").open("w"),
+            text=True,
+            env={**os.environ, **ENVIRONMENT, **preload, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
+        )
+
+    def run(
+        self,
+        arguments: list[str],
+        at: Path,
+        *,
+        program: str = "recmtl",
+        state: Path | None = None,
+        own: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+        warm: bool = False,
+        timeout: float = 180,
+    ) -> Done:
+        """Run a command to its end, or to a timeout, which kills it.
+
+        Args:
+            arguments: of the command.
+            at: its working directory.
+            program: recmtl; or daily, the pipeline for a scheduler; or call, ``module:function`` as first argument.
+            state: of :class:`recmtl injector <tests.chaos.injector.State>`: what disturbs it.
+            own: what disturbs recmtl's own file operations (:mod:`tests.chaos.own`).
+            environment: variables to set.
+            warm: have later commands find imported what this one imports.
+            timeout: seconds.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        asked = {
+            "arguments": arguments,
+            "at": str(at),
+            "program": program,
+            "state": None if state is None else str(state),
+            "own": own,
+            "environment": environment or {},
+            "warm": warm,
+            "timeout": timeout,
+        }
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the zygote ended: {(self._place / 'zygote.err').read_text()[-2000:]}")
+        answer = json.loads(line)
+        out, err = ((self._place / name).read_text(errors="replace") for name in ("out", "err"))
+        return Done(answer["code"], out, err, answer["seconds"])
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=20)
+
+
+def _serve(place: Path) -> None:
+    preloaded = ctypes.CDLL(None)
+    import mlflow.pyfunc
+    import mlflow.tracking  # noqa: F401
+    import polars  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import torch  # noqa: F401
+
+    import recmtl.cli
+    import recmtl.stages.daily
+    import recmtl.stages.exporting
+    import recmtl.stages.training  # noqa: F401
+
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        start = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            answers.close()
+            _child(asked, place, preloaded)
+        code = _wait(child, asked["timeout"])
+        if asked["warm"]:
+            _import_what(place / "modules")
+        answers.write(json.dumps({"code": code, "seconds": round(time.monotonic() - start, 3)}) + "\n")
+
+
+def _import_what(names: Path) -> None:
+    """Import the modules that a child had at its end, in the order in which it came to them."""
+    for name in names.read_text().split():
+        if name not in sys.modules and not name.startswith(("code_model_", "__", "tests.")):
+            try:
+                importlib.import_module(name)
+            except Exception as error:  # one that only its importer can import
+                print(f"{name}: {error}", file=sys.stderr)
+
+
+def _wait(child: int, timeout: float) -> int:
+    watched = os.pidfd_open(child)
+    try:
+        if not select.select([watched], [], [], timeout)[0]:
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    finally:
+        os.close(watched)
+    try:  # what it started and left
+        os.killpg(child, signal.SIGKILL)
+    except OSError:
+        pass
+    return os.waitstatus_to_exitcode(status)
+
+
+def _child(asked: dict[str, Any], place: Path, preloaded: Any) -> None:
+    code = 70
+    try:
+        os.setsid()
+        os.chdir(asked["at"])
+        for number, name in ((0, "/dev/null"), (1, place / "out"), (2, place / "err")):
+            flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            os.dup2(os.open(name, flags, 0o600), number)
+        faulthandler.enable()
+        os.environ.update(asked["environment"])
+        if asked["state"]:
+            os.environ["CHAOS_STATE"] = asked["state"]
+            preloaded.chaos_attach(os.fsencode(asked["state"]))
+        if asked["own"]:
+            from tests.chaos.own import disturb
+
+            disturb(asked["own"])
+        code = _run(asked["program"], asked["arguments"])
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        try:
+            if asked["warm"]:
+                (place / "modules").write_text("\n".join(sys.modules))
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+
+def _run(program: str, arguments: list[str]) -> int:
+    from recmtl.cli import exit_code_of, main
+
+    try:
+        if program == "recmtl":
+            main(arguments)
+        elif program == "daily":
+            import runpy
+
+            sys.argv = ["batch_training.py", *arguments]
+            runpy.run_path(str(ROOT / "pipelines" / "batch_training.py"), run_name="__main__")
+        else:
+            module, function = arguments[0].split(":")
+            with exit_code_of():
+                getattr(importlib.import_module(module), function)(*arguments[1:])
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    return 0
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))
