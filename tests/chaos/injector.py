@@ -99,6 +99,11 @@ class State:
         call = CLASSES[layout.fired_class] if layout.fired else ""
         return Fired(layout.counted, bool(layout.fired), call, os.fsdecode(layout.path))
 
+    def calls(self) -> list[tuple[str, str]]:
+        """Class and path of every counted call, where it was armed to count, with ``trace``."""
+        lines = (line.split("\t") for line in self.log.read_text().splitlines() if line.startswith("#"))
+        return [(CLASSES[int(number)], path) for _, number, path in lines]
+
     def stop(self) -> None:
         """Have every process that is left of the command killed at its next call."""
         with self.path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
@@ -114,12 +119,6 @@ def build_shim(folder: Path) -> Path | None:
     command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(made), str(Path(__file__).parent / "shim.c"), "-ldl"]
     subprocess.run(command, check=True)
     return made
-
-
-@dataclass
-class _File:
-    content: bytes | None = None
-    """What is on the disk of it; None: unknown, so what is there."""
 
 
 @dataclass

@@ -116,6 +116,8 @@ static int ours_fd(int fd, char *out) {
     return found;
 }
 
+static void note(const char *format, ...);
+
 /* The disturbance. */
 
 static void die(void) {
@@ -128,6 +130,7 @@ static void die(void) {
 static int disturbed(int class, const char *path) {
     if (state->dead) die();
     if (!(state->classes >> class & 1)) return 0;
+    if (state->kind == COUNT && state->trace) note("#\t%d\t%s\n", class, path);
     int64_t number = __sync_add_and_fetch(&state->counted, 1);
     if (!state->target || number < state->target) return 0;
     if (number > state->target && state->kind != FULL) return 0;
