@@ -130,7 +130,7 @@ class _Log:
     """Inode to the content that was flushed last."""
 
 
-def lose_power(state: State, *, names: bool) -> None:
+def lose_power(state: State, *, names: bool, spared: str = "store") -> None:
     """Leave of the folder what a loss of power would, after the command has ended.
 
     File contents go back to what they were when they were last flushed; of new files that never were, nothing stays.
@@ -139,16 +139,18 @@ def lose_power(state: State, *, names: bool) -> None:
         state: as it was armed with ``trace``.
         names: also take back, last first, every making, renaming and removing of a name whose folder was not flushed
             afterwards. A file system may do either: a journal keeps names and loses contents, and promises neither.
+        spared: a folder in it that loses nothing: the tracking store is a server's, and what MLflow flushes is its affair.
     """
     log = _read(state)
+    safe = {str(path.lstat().st_ino) for path in (state.root / spared, *_walk(state.root / spared))}
     if names:
         for number in reversed(range(len(log.entries))):
-            if number not in log.durable:
+            if number not in log.durable and log.entries[number][1] not in safe:
                 _take_back(log.entries[number], state)
     done: set[int] = set()
     for path in _walk(state.root):
         inode = path.lstat().st_ino
-        if inode in log.files and inode not in done and not path.is_symlink():
+        if inode in log.files and inode not in done and str(inode) not in safe and not path.is_symlink():
             done.add(inode)
             if path.read_bytes() != log.files[inode]:
                 path.write_bytes(log.files[inode])

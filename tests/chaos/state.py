@@ -8,13 +8,13 @@ import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 __all__ = ["differences", "end_state"]
 
-_TIMES = frozenset(("seconds", "peak_memory_mb", "cost", "attempts", "rows_per_second"))
+_TIMES = frozenset(("seconds", "peak_memory_mb", "cost", "created", "when", "attempts", "rows_per_second"))
 """Keys of JSON whose values differ between two undisturbed runs."""
 _TIMED = re.compile(r"second|memory|system/|recmtl.gate.report$|recmtl.move.(done|time)$")
 _INPUTS = ("logs/", "shop.yaml", "daily.yaml")
@@ -33,13 +33,13 @@ def end_state(root: Path) -> dict[str, str]:
             continue
         if path.is_symlink() or not path.is_dir():
             if "/checkpoints/" not in f"/{name}":
-                found[_REPORT.sub("tracking/reports/*", name)] = _content(path)
+                found[_REPORT.sub("tracking/reports/*", name)] = _or_damage(_content, path)
             elif not re.search(r"/checkpoints/(newest|step-\d+-\d+/[\w-]+\.(json|safetensors))$", f"/{name}"):
                 found[name] = "litter among checkpoints"
         elif not any(path.iterdir()):
             found[name + "/"] = "an empty folder"
     for newest in root.rglob("checkpoints/newest"):
-        found[f"{newest.relative_to(root).as_posix()} → tensors"] = _checkpoint(newest)
+        found[f"{newest.relative_to(root).as_posix()} → tensors"] = _or_damage(_checkpoint, newest)
     if (root / "store" / "mlflow.db").exists():
         found.update(_tracked(root / "store"))
     return found
@@ -60,6 +60,13 @@ def differences(mine: Mapping[str, str], expected: Mapping[str, str]) -> list[st
             at = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
             lines.append(f"{name}: differs: …{one[max(at - 40, 0) : at + 60]!r}, not …{other[max(at - 40, 0) : at + 60]!r}")
     return lines
+
+
+def _or_damage(read: Callable[[Path], str], path: Path) -> str:
+    try:
+        return read(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"damaged: {error!r}"[:200]
 
 
 def _content(path: Path) -> str:
@@ -83,12 +90,17 @@ def _content(path: Path) -> str:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if key not in _TIMES}
+        return {key: _timeless(item) for key, item in value.items() if key not in _TIMES and not _is_hash(key, item)}
     if isinstance(value, list):
         return [_timeless(item) for item in value]
     if isinstance(value, str):
         return _REPORT.sub("tracking/reports/*", _RUN.sub("ID", value))
     return value
+
+
+def _is_hash(key: str, value: Any) -> bool:
+    """Whether it is the hash of a report, which holds times."""
+    return key in ("verdict", "report") and isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _journal(path: Path) -> str:
@@ -122,13 +134,20 @@ def _checkpoint(newest: Path) -> str:
     folder = newest.parent / newest.read_text().strip()
     if not folder.is_dir():
         return f"points at nothing: {newest.read_text()[:80]!r}"
-    tensors = sorted(folder.glob("*.safetensors"))
-    return " ".join([folder.name[: len("step-000000000")], *(hashlib.sha256(t.read_bytes()).hexdigest() for t in tensors)])
+    told = [folder.name[: len("step-000000000")]]
+    for path in sorted(folder.glob("*.safetensors")):
+        content = path.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        for name, about in sorted(json.loads(content[8:start]).items()):
+            if name != "__metadata__":
+                first, last = about["data_offsets"]
+                told.append(f"{name} {hashlib.sha256(content[start + first : start + last]).hexdigest()[:16]}")
+    return " ".join(told)
 
 
 def _tracked(store: Path) -> Iterator[tuple[str, str]]:
     """MLflow's runs with their points and artifacts, and the registry."""
-    with sqlite3.connect(f"file:{store / 'mlflow.db'}?mode=ro", uri=True) as database:
+    with sqlite3.connect(store / "mlflow.db") as database:
 
         def rows(query: str, *values: str) -> list[tuple[Any, ...]]:
             return database.execute(query, values).fetchall()

@@ -23,7 +23,7 @@ from tests.chaos.state import differences, end_state
 from tests.chaos.world import Scenario, World
 from tests.chaos.zygote import Done
 
-__all__ = ["ERRORS", "FAULTS", "KILLS", "Laboratory", "Trial"]
+__all__ = ["ERRORS", "FAULTS", "KILLS", "Laboratory", "Site", "Trial", "error_of", "names_path", "table", "unseemly"]
 
 FAULTS = {
     "kill": Disturbance("kill"),
@@ -130,8 +130,8 @@ class Laboratory:
         expected = self.end(scenario)
         how = FAULTS[fault]
         trial = Trial(scenario.name, fault, number)
-        world.begin(scenario)
         target = self.number(scenario, fault, number) + (number > max(max(s.numbers) for s in self.sites(scenario)))
+        world.begin(scenario)
         power = fault.startswith("power")
         state.arm(Disturbance(how.kind, target, how.error, how.classes), trace=power)
         done = world.run(scenario, state=state.path)
@@ -139,15 +139,15 @@ class Laboratory:
         fired = state.read()
         if fired.fired:
             trial.call, trial.path = fired.call, _alike(fired.path, world.root)
-        trial.code, trial.said, trial.seconds = done.code, _error(done), done.seconds
+        trial.code, trial.said, trial.seconds = done.code, error_of(done), done.seconds
         if power:
             lose_power(state, names=fault == "power-names")
         trial.wrong += self._judge(trial, done, fired, expected, scenario)
         again = world.run(scenario)
         trial.seconds += again.seconds
-        trial.wrong += [f"again: {line}" for line in _unseemly(again)]
+        trial.wrong += [f"again: {line}" for line in unseemly(again)]
         if again.code != scenario.said:
-            trial.wrong.append(f"again: exit code {again.code}: {_error(again)}")
+            trial.wrong.append(f"again: exit code {again.code}: {error_of(again)}")
         trial.wrong += [f"at the end: {line}" for line in differences(end_state(world.root), expected)]
         return trial
 
@@ -155,11 +155,11 @@ class Laboratory:
         self, trial: Trial, done: Done, fired: Fired, expected: dict[str, str], scenario: Scenario
     ) -> Iterator[str]:
         """What is wrong with how the disturbed command ended."""
-        yield from _unseemly(done)
+        yield from unseemly(done)
         if not fired.fired or trial.fault in KILLS:
             expects = -9 if fired.fired else scenario.said
             if done.code != expects:
-                yield f"exit code {done.code}: {_error(done)}"
+                yield f"exit code {done.code}: {error_of(done)}"
             return
         tracked = trial.path.startswith("store")
         if done.code == scenario.said:
@@ -168,29 +168,31 @@ class Laboratory:
                 if "left over" not in line and not (tracked and told and ("mlflow" in line or "sent.json" in line)):
                     yield f"exit code {done.code}, but {line}"
         elif done.code == 1 or (tracked and done.code == 3):
-            if not _names(_error(done), trial.path):
-                yield f"the path is not named: {_error(done)}"
+            if not names_path(error_of(done), trial.path):
+                yield f"the path is not named: {error_of(done)}"
         else:
-            yield f"exit code {done.code}: {_error(done)}"
+            yield f"exit code {done.code}: {error_of(done)}"
 
 
-def _unseemly(done: Done) -> Iterator[str]:
+def unseemly(done: Done) -> Iterator[str]:
+    """What no command may print, whatever went wrong."""
     for text in (done.out, done.err):
         if "Traceback (most recent call last)" in text:
             yield f"a traceback: {text[text.index('Traceback') :].strip().splitlines()[-1][:200]}"
         if "fault of recmtl" in text:
-            yield f"called a fault of recmtl's: {_error(done)}"
+            yield f"called a fault of recmtl's: {error_of(done)}"
     if len([line for line in done.err.splitlines() if line.startswith("error: ")]) > 1:
         yield "more than one error"
 
 
-def _error(done: Done) -> str:
+def error_of(done: Done) -> str:
+    """The sentence in which a command says what went wrong, else its last line."""
     lines = done.err.strip().splitlines()
     told = [line for line in lines if line.startswith("error: ") or ": failed: " in line]
     return (told or lines or [""])[-1][:400]
 
 
-def _names(said: str, path: str) -> bool:
+def names_path(said: str, path: str) -> bool:
     """Whether a sentence names a path, or one of the folders that it lies in."""
     parts = Path(path).parts
     return any(part.strip("*") and part.strip("*") in said for part in parts)

@@ -35,7 +35,8 @@ class Scenario:
     """The exit code of the undisturbed command."""
 
 
-_PREDICT = ("predict", "--model", "runs/shop/package", "--input", "logs/impressions-*.csv", "--output", "predictions")
+_PREDICT = ("tests.chaos.world:predict_in_parts", "predict", "--model", "runs/shop/package", "--input", "logs/impressions-*.csv", "--output", "predictions")
+_BEST = ("--top-k", "2", "--by", "user", "--score", "click")
 SCENARIOS = {
     each.name: each
     for each in (
@@ -45,13 +46,32 @@ SCENARIOS = {
         Scenario("register", "evaluate", ("run", "shop.yaml")),
         Scenario("run", "logs", ("run", "shop.yaml")),
         Scenario("promote", "register", ("promote", MODEL, "--tracking-uri", STORE, "--override", "the first one")),
-        Scenario("predict", "train", _PREDICT),
-        Scenario("predict-again", "predict", (*_PREDICT, "--overwrite", "--top-k", "2", "--by", "user", "--score", "click")),
+        Scenario("predict", "train", _PREDICT, program="call"),
+        Scenario("predict-fused", "fuse", _PREDICT, program="call"),
+        Scenario("predict-again", "predict", (*_PREDICT, "--overwrite", *_BEST), program="call"),
         Scenario("fuse", "train", ("fuse", "shop.yaml", "--trials", "3", "--objective", "click", "--objective", "buy")),
         Scenario(
             "export",
             "train",
             ("export", "--model", "runs/shop/package", "--format", "int8", "--output", "small", "--data", "prepared"),
+        ),
+        Scenario(
+            "evaluate-package",
+            "train",
+            ("evaluate", "--model", "runs/shop/package", "--data", "prepared", "--output", "judged", "--champion", "none"),
+        ),
+        Scenario(
+            "predict-formats",
+            "train",
+            ("predict", "--model", "runs/shop/package", "--input", "more/*", "--output", "predictions"),
+        ),
+        Scenario(
+            "predict-registered",
+            "register",
+            (
+                "predict", "--model", f"models:/{MODEL}@challenger", "--tracking-uri", STORE, "--input",
+                "logs/impressions-2026-03-02.csv", "--output", "predictions",
+            ),
         ),
         Scenario("daily", "first-day", ("daily.yaml", "--date", "2026-03-06"), program="daily"),
         Scenario("first-day", "logs", ("daily.yaml", "--date", "2026-03-05"), program="daily"),
@@ -70,17 +90,18 @@ class World:
     def __init__(self, place: Path, zygote: Zygote) -> None:
         self.place, self.zygote = place, zygote
         self.root = place / "shop"
-        self._kept = place / "kept"
-        self._kept.mkdir(parents=True)
+        self.kept = place / "kept"
+        self.kept.mkdir(parents=True)
         self.root.mkdir()
         write_logs(self.root / "logs")
+        write_formats(self.root)
         (self.root / "shop.yaml").write_text(yaml.safe_dump(config(), sort_keys=False))
         (self.root / "daily.yaml").write_text(yaml.safe_dump(daily_config(), sort_keys=False))
         (self.root / "store").mkdir()
         done = zygote.run(["tests.chaos.world:make_store"], self.root, program="call", warm=True)
         if done.code:
             raise RuntimeError(done.err)
-        self._keep("logs")
+        self.keep("logs")
         for name in ("run", "fuse"):  # together they import all that a command does
             self.begin(SCENARIOS[name])
             self.run(SCENARIOS[name], warm=True)
@@ -97,22 +118,23 @@ class World:
 
     def end(self, state: str) -> Path:
         """A copy of the folder as the undisturbed scenario leaves it; not to be changed."""
-        kept = self._kept / state
+        kept = self.kept / state
         if not kept.exists():
             scenario = SCENARIOS[state]
             self.begin(scenario)
             done = self.run(scenario)
             if done.code != scenario.said:
                 raise RuntimeError(f"{state}: exit code {done.code}\n{done.out}\n{done.err}")
-            self._keep(state)
+            self.keep(state)
         return kept
 
     def run(self, scenario: Scenario, **options: Any) -> Done:
         """Run its command."""
         return self.zygote.run(list(scenario.arguments), self.root, program=scenario.program, **options)
 
-    def _keep(self, state: str) -> None:
-        shutil.copytree(self.root, self._kept / state, symlinks=True)
+    def keep(self, state: str) -> None:
+        """Keep the folder as it is now under a name."""
+        shutil.copytree(self.root, self.kept / state, symlinks=True)
 
 
 def make_store() -> None:
@@ -120,6 +142,16 @@ def make_store() -> None:
     from mlflow.tracking import MlflowClient
 
     MlflowClient(STORE).search_experiments()
+
+
+def predict_in_parts(*arguments: str) -> None:
+    """The command line, with parts of a few rows: the option is one of Python's alone."""
+    from recmtl.cli import main
+    from recmtl.scoring.files import predict_files
+
+    assert predict_files.__kwdefaults__ is not None
+    predict_files.__kwdefaults__["rows_per_part"] = 150
+    main(arguments)
 
 
 def write_logs(folder: Path, days: int = 7, per_day: int = 120) -> None:
@@ -141,6 +173,19 @@ def write_logs(folder: Path, days: int = 7, per_day: int = 120) -> None:
         shown.append("no time,u1,i1,1.0")
         for log, more, lines in (("impressions", ",price", shown), ("clicks", "", clicks), ("orders", "", orders)):
             (folder / f"{log}-{day}.csv").write_text("\n".join([f"time,user_id,item_id{more}", *lines, ""]))
+
+
+def write_formats(root: Path) -> None:
+    """Rows to score in other formats, in ``more``: Parquet and compressed CSV."""
+    import gzip
+
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    (root / "more").mkdir()
+    log = root / "logs" / "impressions-2026-03-02.csv"
+    (root / "more" / "rows.csv.gz").write_bytes(gzip.compress(log.read_bytes(), mtime=0))
+    pyarrow.parquet.write_table(pyarrow.csv.read_csv(log), root / "more" / "rows.parquet")
 
 
 def config() -> dict[str, Any]:
