@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["differences", "end_state"]
 
-_TIMES = frozenset(("seconds", "peak_memory_mb", "cost", "created", "when", "attempts", "rows_per_second"))
+_TIMES = frozenset(("seconds", "peak_memory_mb", "cost", "created", "commit", "when", "attempts", "rows_per_second"))
 """Keys of JSON whose values differ between two undisturbed runs."""
 _TIMED = re.compile(r"second|memory|system/|recmtl.gate.report$|recmtl.move.(done|time)$")
 _INPUTS = ("logs/", "shop.yaml", "daily.yaml")
@@ -82,7 +82,7 @@ def _content(path: Path) -> str:
     if path.name == "journal.jsonl":
         return _journal(path)
     if path.suffix == ".md":
-        return _SECONDS.sub("", path.read_text())
+        return re.sub(r" at commit `\w+\+?`", "", _SECONDS.sub("", path.read_text()))
     if path.suffix == ".html":
         return f"whole: {path.read_text().rstrip().endswith('</html>')}"
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -120,6 +120,7 @@ def _journal(path: Path) -> str:
             last["status"] = record["status"]
         elif kind != "run":
             last[f"{kind}.{record.get('name', '')}"] = sorted(record.keys())
+    last.setdefault("status", "RUNNING")
     return json.dumps(_timeless({"points": points, "last": last}), sort_keys=True)
 
 

@@ -10,6 +10,7 @@ wrong. The rules:
 """
 
 import errno
+import json
 import random
 import re
 from collections import defaultdict
@@ -33,11 +34,14 @@ FAULTS = {
     "ENOSPC": Disturbance("error", error=errno.ENOSPC),
     "EIO": Disturbance("error", error=errno.EIO),
     "full": Disturbance("full", error=errno.ENOSPC),
+    "own kill": Disturbance("kill"),
+    "own EIO": Disturbance("error", error=errno.EIO),
 }
 """kill: SIGKILL in place of a call; torn: in the middle of a write; power-contents: then what was not flushed of the
-contents is gone; power-names: and the names too; ENOSPC, EIO: one call fails; full: it and all later ones."""
-KILLS = ("kill", "torn", "power-contents", "power-names")
-ERRORS = ("ENOSPC", "EIO", "full")
+contents is gone; power-names: and the names too; ENOSPC, EIO: one call fails; full: it and all later ones. own: of the
+operations of :mod:`recmtl.durable` alone (:mod:`tests.chaos.own`)."""
+KILLS = ("kill", "torn", "power-contents", "power-names", "own kill")
+ERRORS = ("ENOSPC", "EIO", "full", "own EIO")
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Laboratory:
         self.world = world
         self.state = State(world.place / "state", world.root)
         self._sites: dict[str, list[Site]] = {}
+        self._own: dict[str, list[Site]] = {}
         self._ends: dict[str, dict[str, str]] = {}
 
     def end(self, scenario: Scenario) -> dict[str, str]:
@@ -108,9 +113,24 @@ class Laboratory:
             self._sites[scenario.name] = [Site(*key, tuple(numbers)) for key, numbers in found.items()]
         return self._sites[scenario.name]
 
+    def own_calls(self, scenario: Scenario) -> list[Site]:
+        """What the undisturbed command does through :mod:`recmtl.durable`."""
+        if scenario.name not in self._own:
+            self.world.begin(scenario)
+            report = self.world.place / "own.json"
+            self.world.run(scenario, own={"target": 0, "error": 0, "report": str(report)})
+            found: dict[tuple[str, str], list[int]] = defaultdict(list)
+            for number, (call, path) in enumerate(json.loads(report.read_text())["calls"], 1):
+                found[call, _alike(path, self.world.root)].append(number)
+            self._own[scenario.name] = [Site(*key, tuple(numbers)) for key, numbers in found.items()]
+        return self._own[scenario.name]
+
     def plan(self, scenario: Scenario, fault: str, tries: int, draw: random.Random) -> Iterator[int]:
         """Numbers of calls: every site's before a second of any, each at random among its calls."""
-        sites = [site for site in self.sites(scenario) if site.call in FAULTS[fault].classes]
+        if fault.startswith("own"):
+            sites = self.own_calls(scenario)
+        else:
+            sites = [site for site in self.sites(scenario) if site.call in FAULTS[fault].classes]
         numbers: list[int] = []
         if fault.startswith("power"):
             numbers.append(1 + max(max(site.numbers) for site in sites))
@@ -127,21 +147,33 @@ class Laboratory:
     def try_(self, scenario: Scenario, fault: str, number: int) -> Trial:
         """Disturb the command at a call (numbered as :meth:`plan` does), and run it again."""
         world, state = self.world, self.state
-        expected = self.end(scenario)
+        self.end(scenario)  # before the folder is put to its beginning
         how = FAULTS[fault]
         trial = Trial(scenario.name, fault, number)
+        if fault.startswith("own"):
+            world.begin(scenario)
+            report = world.place / "own.json"
+            report.unlink(missing_ok=True)
+            done = world.run(scenario, own={"target": number, "error": how.error, "report": str(report)})
+            told = json.loads(report.read_text()) if report.exists() else {"counted": 0, "fired": False}
+            fired = Fired(told["counted"], told["fired"], told.get("call", ""), told.get("path", ""))
+            return self._finish(trial, done, fired, scenario)
         target = self.number(scenario, fault, number) + (number > max(max(s.numbers) for s in self.sites(scenario)))
         world.begin(scenario)
         power = fault.startswith("power")
         state.arm(Disturbance(how.kind, target, how.error, how.classes), trace=power)
         done = world.run(scenario, state=state.path)
         state.stop()
-        fired = state.read()
+        if power:
+            lose_power(state, names=fault == "power-names")
+        return self._finish(trial, done, state.read(), scenario)
+
+    def _finish(self, trial: Trial, done: Done, fired: Fired, scenario: Scenario) -> Trial:
+        """Judge the disturbed command, run it again, judge the end."""
+        world, expected = self.world, self.end(scenario)
         if fired.fired:
             trial.call, trial.path = fired.call, _alike(fired.path, world.root)
         trial.code, trial.said, trial.seconds = done.code, error_of(done), done.seconds
-        if power:
-            lose_power(state, names=fault == "power-names")
         trial.wrong += self._judge(trial, done, fired, expected, scenario)
         again = world.run(scenario)
         trial.seconds += again.seconds

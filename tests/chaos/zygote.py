@@ -10,6 +10,7 @@ import faulthandler
 import importlib
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -77,6 +78,7 @@ class Zygote:
         own: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
         warm: bool = False,
+        memory_gib: int | None = None,
         timeout: float = 180,
     ) -> Done:
         """Run a command to its end, or to a timeout, which kills it.
@@ -89,6 +91,7 @@ class Zygote:
             own: what disturbs recmtl's own file operations (:mod:`tests.chaos.own`).
             environment: variables to set.
             warm: have later commands find imported what this one imports.
+            memory_gib: how much more address space than now it may take; None: any.
             timeout: seconds.
         """
         assert self._process.stdin is not None
@@ -101,6 +104,7 @@ class Zygote:
             "own": own,
             "environment": environment or {},
             "warm": warm,
+            "memory_gib": memory_gib,
             "timeout": timeout,
         }
         self._process.stdin.write(json.dumps(asked) + "\n")
@@ -182,6 +186,10 @@ def _child(asked: dict[str, Any], place: Path, preloaded: Any) -> None:
             os.dup2(os.open(name, flags, 0o600), number)
         faulthandler.enable()
         os.environ.update(asked["environment"])
+        if asked["memory_gib"] is not None:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limit = pages * os.sysconf("SC_PAGE_SIZE") + asked["memory_gib"] * 2**30
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         if asked["state"]:
             os.environ["CHAOS_STATE"] = asked["state"]
             preloaded.chaos_attach(os.fsencode(asked["state"]))
@@ -209,6 +217,7 @@ def _child(asked: dict[str, Any], place: Path, preloaded: Any) -> None:
 def _run(program: str, arguments: list[str]) -> int:
     from recmtl.cli import exit_code_of, main
 
+    sys.argv = [program, *arguments]
     try:
         if program == "recmtl":
             main(arguments)
