@@ -1,8 +1,8 @@
 """All of it: ``python -m tests.chaos [--seed N] [--share X] [--workers N] [--only WORD] [--output FILE]``.
 
-Every command × kind of fault, every damaged file and every hostile case, drawn by a seed; a line per wrong outcome as it
-comes, a line of progress a minute, and at the end a table and one line of JSON. Exit code 1 where anything was wrong that
-tests/chaos/known.py does not list.
+Every command × kind of fault, every damaged file and every hostile case, drawn by a seed. Every wrong outcome is printed
+as it comes, progress once per minute, and at the end a table and one line of JSON. The exit code is 1 where something
+was wrong that tests/chaos/known.py does not list.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.damage import READERS, try_damage
@@ -29,19 +30,23 @@ from tests.chaos.world import SCENARIOS, World
 from tests.chaos.zygote import Zygote
 
 TRIES = {
-    "prepare": 20, "train": 24, "evaluate": 16, "register": 20, "run": 24, "promote": 12, "predict": 18, "predict-again": 18,
-    "fuse": 14, "export": 14, "daily": 24, "predict-fused": 6, "predict-formats": 6, "evaluate-package": 10, "predict-registered": 10,
-    "first-day": 10,
+    "prepare": 20, "train": 24, "evaluate": 16, "register": 20, "run": 24, "promote": 12, "predict": 18,
+    "predict-again": 18, "fuse": 14, "export": 14, "daily": 24, "predict-fused": 6, "predict-formats": 6,
+    "evaluate-package": 10, "predict-registered": 10, "first-day": 10,
 }  # fmt: skip
 """Tries of each kind of fault, per command: 1,200 kills and 1,000 errors in all."""
 DAMAGES = 60
 """Damaged files per reader."""
-Job = tuple[str, str, int | str]
 
 
 def jobs(share: float, only: str, draw: random.Random) -> list[tuple[str, ...]]:
     """(kind, name, …) of every group of tries, in an order by chance, so that an early end has a bit of everything."""
-    found = [("fault", name, fault) for name in TRIES for fault in FAULTS for _ in range(max(1, round(TRIES[name] * share / 4)))]
+    found = [
+        ("fault", name, fault)
+        for name in TRIES
+        for fault in FAULTS
+        for _ in range(max(1, round(TRIES[name] * share / 4)))
+    ]
     found += [("damage", name, "") for name in READERS for _ in range(max(1, round(DAMAGES * share / 10)))]
     hostile = list(hostilities())
     found += [("hostile", *case) for case in draw.sample(hostile, max(1, round(len(hostile) * min(share, 1))))]
@@ -98,27 +103,42 @@ def summary(trials: Sequence[Trial], seed: int, seconds: float) -> dict[str, obj
     }
 
 
-class _Worker(threading.Thread):
-    """Does jobs in a world of its own."""
+@dataclass
+class _Whole:
+    """What all workers share."""
 
-    def __init__(self, number: int, place: Path, shim: Path, work: "queue.Queue[tuple[str, ...]]", given: argparse.Namespace, done: list[Trial]) -> None:  # fmt: skip
+    given: argparse.Namespace
+    place: Path
+    shim: Path
+    start: float
+    groups: int = 0
+    work: "queue.Queue[tuple[str, ...]]" = field(default_factory=queue.Queue)
+    done: list[Trial] = field(default_factory=list)
+
+
+class _Worker(threading.Thread):
+    """Takes groups of tries, one after the other, in a world of its own."""
+
+    def __init__(self, number: int, whole: _Whole) -> None:
         super().__init__(daemon=True)
-        self._number, self._place, self._shim, self._work, self._given, self._done = number, place, shim, work, given, done
+        self._number, self._whole = number, whole
         self.failure: BaseException | None = None
 
     def run(self) -> None:
-        place = self._place / f"worker-{self._number}"
-        zygote = Zygote(self._shim, place / "zygote")
+        """Work until nothing is left, or the time is up."""
+        whole, given = self._whole, self._whole.given
+        place = whole.place / f"worker-{self._number}"
+        zygote = Zygote(whole.shim, place / "zygote")
         try:
             laboratory = Laboratory(World(place / "world", zygote))
-            draw = random.Random(f"{self._given.seed} {self._number}")
-            while time.monotonic() < self._given.until:
+            draw = random.Random(f"{given.seed} {self._number}")
+            while time.monotonic() < whole.start + 60 * given.minutes:
                 try:
-                    job = self._work.get_nowait()
+                    job = whole.work.get_nowait()
                 except queue.Empty:
                     return
-                for trial in tries(laboratory, job, draw, self._given.share):
-                    self._done.append(trial)
+                for trial in tries(laboratory, job, draw, given.share):
+                    whole.done.append(trial)
         except BaseException as error:
             self.failure = error
             raise
@@ -126,8 +146,11 @@ class _Worker(threading.Thread):
             zygote.close()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the arguments ask for, by default those of the process."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     parser.add_argument("--share", type=float, default=1.0, help="of the tries: 0.1 for a tenth")
     parser.add_argument("--workers", type=int, default=2, help="tries at a time")
@@ -135,56 +158,61 @@ def main() -> int:
     parser.add_argument("--only", default="", help="groups whose name holds this, such as 'damage' or 'predict'")
     parser.add_argument("--output", type=Path, default=None, help="a file for a line of JSON per try")
     parser.add_argument("--folder", type=Path, default=None, help="where to work; by default in memory")
-    given = parser.parse_args()
-    start = time.monotonic()
-    given.until = start + 60 * given.minutes
-    home = given.folder or (Path("/dev/shm") if Path("/dev/shm").is_dir() else None)
+    given = parser.parse_args(arguments)
+    memory = Path("/dev/shm")
+    home = given.folder or (memory if memory.is_dir() else None)
     place = Path(tempfile.mkdtemp(prefix="recmtl-chaos-", dir=home)).resolve()
-    done: list[Trial] = []
+    start = time.monotonic()
     try:
         shim = build_shim(place)
         if shim is None:
-            print("chaos: there is no C compiler here, so nothing can be disturbed", file=sys.stderr)
+            print("chaos: no C compiler, or no Linux: nothing can be disturbed", file=sys.stderr)
             return 2
-        groups = jobs(given.share, given.only, random.Random(given.seed))
-        work: queue.Queue[tuple[str, ...]] = queue.Queue()
-        for group in groups:
-            work.put(group)
-        workers = [_Worker(number, place, shim, work, given, done) for number in range(given.workers)]
+        whole = _Whole(given, place, shim, start)
+        for group in jobs(given.share, given.only, random.Random(given.seed)):
+            whole.work.put(group)
+            whole.groups += 1
+        workers = [_Worker(number, whole) for number in range(given.workers)]
         for worker in workers:
             worker.start()
-        _follow(workers, done, work, len(groups), given, start)
+        _follow(workers, whole)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    rows = table(done)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))))
-    found = summary(done, given.seed, time.monotonic() - start)
+    _print(table(whole.done))
+    found = summary(whole.done, given.seed, time.monotonic() - start)
     print(json.dumps(found))
     return 1 if found["wrong"] or any(worker.failure for worker in workers) else 0
 
 
-def _follow(workers: Sequence[_Worker], done: list[Trial], work: "queue.Queue[tuple[str, ...]]", groups: int, given: argparse.Namespace, start: float) -> None:  # fmt: skip
-    shown, spoken = 0, start
-    output = given.output.open("w") if given.output else None
-    alive = True
+def _print(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [cell.ljust(w) if n < 2 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        print("  ".join(cells))
+
+
+def _follow(workers: Sequence[_Worker], whole: _Whole) -> None:
+    """Tell of every try while the workers work."""
+    shown, spoken, alive = 0, whole.start, True
+    output = whole.given.output.open("w") if whole.given.output else None
     while alive:
         alive = any(worker.is_alive() for worker in workers)
-        while shown < len(done):
-            trial, shown = done[shown], shown + 1
+        while shown < len(whole.done):
+            trial, shown = whole.done[shown], shown + 1
             if output:
                 print(json.dumps(trial.plain()), file=output, flush=True)
             if trial.wrong and known(trial) is None:
                 where = f"{trial.call} {trial.path}" if ":" not in trial.command else trial.path
-                print(f"WRONG {trial.command}, {trial.fault}, {where} ({trial.number}): exit code {trial.code}", file=sys.stderr)
-                for line in trial.wrong[:5]:
-                    print(f"      {line[:300]}", file=sys.stderr)
+                told = f"WRONG {trial.command}, {trial.fault}, {where} ({trial.number}): exit code {trial.code}"
+                print("\n      ".join([told, *(line[:300] for line in trial.wrong[:5])]), file=sys.stderr, flush=True)
         if time.monotonic() - spoken > 60:
             spoken = time.monotonic()
-            wrong = sum(1 for trial in done if trial.wrong)
-            print(f"{(spoken - start) / 60:.0f} min: {groups - work.qsize()} of {groups} groups, {len(done)} tries, {wrong} wrong", file=sys.stderr, flush=True)
+            wrong = sum(1 for trial in whole.done if trial.wrong)
+            told = f"{whole.groups - whole.work.qsize()} of {whole.groups} groups, {shown} tries, {wrong} wrong"
+            print(f"{(spoken - whole.start) / 60:.0f} min: {told}", file=sys.stderr, flush=True)
         time.sleep(0.5)
+    if output:
+        output.close()
 
 
 if __name__ == "__main__":

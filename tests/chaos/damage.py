@@ -1,8 +1,8 @@
-"""Damaged files: every file that a command may read, damaged in every way that fits it, and what the command makes of it.
+"""Damaged files: every file that a command reads, damaged in every way that fits it, and what the command makes of it.
 
 In: a world. Out: a :class:`Trial` per file and kind of damage. The rules: the command ends with exit code 0 and the
-undisturbed end state, or with 1 or 2 (3 where the tracking store is damaged) and one sentence that names a path. Never a
-traceback, never a wrong answer. Prepared rows are recmtl's own to make, so those are made anew.
+undisturbed end state, or with 1 or 2 (3 where the tracking store is damaged) and one sentence that names a path. It
+never prints a traceback and never gives a wrong answer. recmtl makes the prepared rows, so it makes damaged ones anew.
 """
 
 import json
@@ -61,7 +61,12 @@ READERS = {
         Reader("fuse", "train", "fuse", rf"{_PREPARED}|{_PACKAGE}|runs/shop/\w+\.json$"),
         Reader("export", "train", "export", rf"{_PREPARED}|{_PACKAGE}"),
         Reader("daily", "first-day", "daily", r"days/(store\.json|.*-0[456]\b.*parquet)$"),
-        Reader("daily-on", "during-daily", "daily", r"runs/shop/daily/2026-03-06/(?!run/check).*(json|jsonl|parquet|newest)$"),
+        Reader(
+            "daily-on",
+            "during-daily",
+            "daily",
+            r"runs/shop/daily/2026-03-06/(?!run/check).*(json|jsonl|parquet|newest)$",
+        ),
     )
 }
 

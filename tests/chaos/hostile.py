@@ -1,8 +1,7 @@
 """Hostile packages, configs and requests: what an attacker, or a careless tool, hands to recmtl.
 
-In: a world. Out: a :class:`Trial` per case. The rules: refused in one sentence with exit code 1 or 2 within seconds and a
-little memory, nothing of it is run, nothing outside its folder is read or written. A request may also be answered: then
-with a finite prediction for each of its rows.
+In: a world. Out: a :class:`Trial` per case. The rules: the case is refused in one sentence, with exit code 1 or 2, within
+seconds and with little memory; nothing of it is run. A request may also be answered, with finite predictions alone.
 """
 
 import hashlib
@@ -92,7 +91,10 @@ def _every_float(value: float) -> Callable[[bytearray], None]:
 
 def _mlflow_model(package: Path) -> None:
     """A package that says of itself that it is an MLflow model, whose code is to be run."""
-    _add("MLmodel", "flavors:\n  python_function:\n    loader_module: planted\n    code: code\n    python_version: 3.11.7\n")(package)
+    _add(
+        "MLmodel",
+        "flavors:\n  python_function:\n    loader_module: planted\n    code: code\n    python_version: 3.11.7\n",
+    )(package)
     _add("code/planted.py", _CODE + "def _load_pyfunc(path):\n    return None\n")(package)
 
 
@@ -110,7 +112,10 @@ def _bomb(package: Path) -> None:
     path = package / "statistics" / "vocabulary" / "item_id.parquet"
     schema = pq.read_schema(path)
     rows = 4_000_000
-    columns = [pa.repeat(pa.scalar("x" if pa.types.is_string(f.type) or pa.types.is_large_string(f.type) else 1, f.type), rows) for f in schema]
+    columns = [
+        pa.repeat(pa.scalar("x" if pa.types.is_string(f.type) or pa.types.is_large_string(f.type) else 1, f.type), rows)
+        for f in schema
+    ]
     table = pa.Table.from_arrays(columns, schema=schema)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for _ in range(25):

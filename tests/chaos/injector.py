@@ -1,7 +1,7 @@
 """Disturbs a command's changes to files, by the preloaded library shim.c, and works out what a loss of power leaves.
 
-In: a folder, and which call of which kind is to go wrong. Out: after the command, which call it was and what happened to
-it. :func:`lose_power` replays the log of changes: what was not flushed is gone.
+In: a folder, and which call of which kind is to go wrong. Out: after the command, which call it was.
+:func:`lose_power` replays the log of changes: what was not flushed is gone.
 """
 
 import ctypes
@@ -139,10 +139,11 @@ def lose_power(state: State, *, names: bool, spared: str = "store") -> None:
         state: as it was armed with ``trace``.
         names: also take back, last first, every making, renaming and removing of a name whose folder was not flushed
             afterwards. A file system may do either: a journal keeps names and loses contents, and promises neither.
-        spared: a folder in it that loses nothing: the tracking store is a server's, and what MLflow flushes is its affair.
+        spared: a folder in it that loses nothing: the tracking store stands for a server, and MLflow writes it.
     """
     log = _read(state)
-    safe = {str(path.lstat().st_ino) for path in (state.root / spared, *_walk(state.root / spared))}
+    kept = state.root / spared
+    safe = {str(path.lstat().st_ino) for path in (kept, *_walk(kept)) if path.exists()}
     if names:
         for number in reversed(range(len(log.entries))):
             if number not in log.durable and log.entries[number][1] not in safe:

@@ -1,8 +1,8 @@
 """Disturbs recmtl's own file operations, through the seam that :mod:`recmtl.durable` keeps for tests.
 
 Unlike shim.c it needs no compiler, and it hits what recmtl does, call by call, rather than what libraries do meanwhile.
-In: which operation fails or kills, in the process of the command. Out: a JSON file that says how many there were, and which one
-it was.
+In: which operation fails or kills, in the process of the command. Out: a JSON file that says how many operations there
+were, and which one was hit.
 """
 
 import atexit
@@ -21,8 +21,8 @@ def disturb(asked: dict[str, Any]) -> None:
     """Have the n-th operation of this process go wrong.
 
     Args:
-        asked: ``target``: which, from 1, 0 for none; ``error``: the errno that it raises, 0: SIGKILL instead; ``report``:
-            the JSON file.
+        asked: ``target``: which, from 1, 0 for none; ``error``: the errno that it raises, 0: SIGKILL instead;
+            ``report``: the JSON file.
     """
     from recmtl import durable
 

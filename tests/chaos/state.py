@@ -1,7 +1,7 @@
 """What is left in a shop's folder, in a form in which two ends can be compared.
 
-In: the folder. Out: a name to a text per thing that must not depend on what went wrong on the way: files by their bytes,
-JSON without times, the tracking store's runs, points, versions and aliases, checkpoints by what the newest one holds.
+In: the folder. Out: a text per thing that must not depend on what went wrong on the way, by name: files by their bytes,
+JSON without times, the tracking store's runs, points, versions and aliases, and the newest checkpoint's tensors.
 """
 
 import hashlib
@@ -57,8 +57,12 @@ def differences(mine: Mapping[str, str], expected: Mapping[str, str]) -> list[st
         elif one is None:
             lines.append(f"{name}: lost")
         else:
-            at = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-            lines.append(f"{name}: differs: …{one[max(at - 40, 0) : at + 60]!r}, not …{other[max(at - 40, 0) : at + 60]!r}")
+            at = next(
+                (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+            )
+            lines.append(
+                f"{name}: differs: …{one[max(at - 40, 0) : at + 60]!r}, not …{other[max(at - 40, 0) : at + 60]!r}"
+            )
     return lines
 
 
@@ -168,7 +172,9 @@ def _tracked(store: Path) -> Iterator[tuple[str, str]]:
                 if path.is_file():
                     yield f"mlflow: artifact of run {number}: {path.relative_to(folder).as_posix()}", _content(path)
         yield "mlflow: aliases", str(rows("SELECT name, alias, version FROM registered_model_aliases ORDER BY 1, 2"))
-        versions = rows("SELECT name, version, status, current_stage, storage_location FROM model_versions ORDER BY 1, 2")
+        versions = rows(
+            "SELECT name, version, status, current_stage, storage_location FROM model_versions ORDER BY 1, 2"
+        )
         yield "mlflow: versions", str([version[:4] for version in versions])
         query = "SELECT name, version, key, value FROM model_version_tags WHERE value IS NOT NULL ORDER BY 1, 2, 3"
         yield "mlflow: tags of versions", _ids(rows(query))

@@ -234,6 +234,7 @@ def _alike(path: str, root: Path) -> str:
     """A path without what differs from run to run."""
     name = path.removeprefix(str(root)).lstrip("/")
     name = re.sub(r"\bm-[0-9a-f]{32}|[0-9a-f]{32,64}", "*", name)
+    name = re.sub(r"\.[0-9a-f]{6}-\d+-\d+-\d+\.(tmp|new|old)", r".*.\1", name)
     name = re.sub(r"\.\d+\.tmp", ".*.tmp", name)
     name = re.sub(r"\.[0-9a-f]{8}\.", ".*.", name)
     name = re.sub(r"(artifacts/code)/.*", r"\1/*", name)

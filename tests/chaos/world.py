@@ -35,7 +35,16 @@ class Scenario:
     """The exit code of the undisturbed command."""
 
 
-_PREDICT = ("tests.chaos.world:predict_in_parts", "predict", "--model", "runs/shop/package", "--input", "logs/impressions-*.csv", "--output", "predictions")
+_PREDICT = (
+    "tests.chaos.world:predict_in_parts",
+    "predict",
+    "--model",
+    "runs/shop/package",
+    "--input",
+    "logs/impressions-*.csv",
+    "--output",
+    "predictions",
+)
 _BEST = ("--top-k", "2", "--by", "user", "--score", "click")
 SCENARIOS = {
     each.name: each
@@ -58,7 +67,17 @@ SCENARIOS = {
         Scenario(
             "evaluate-package",
             "train",
-            ("evaluate", "--model", "runs/shop/package", "--data", "prepared", "--output", "judged", "--champion", "none"),
+            (
+                "evaluate",
+                "--model",
+                "runs/shop/package",
+                "--data",
+                "prepared",
+                "--output",
+                "judged",
+                "--champion",
+                "none",
+            ),
         ),
         Scenario(
             "predict-formats",
@@ -69,8 +88,15 @@ SCENARIOS = {
             "predict-registered",
             "register",
             (
-                "predict", "--model", f"models:/{MODEL}@challenger", "--tracking-uri", STORE, "--input",
-                "logs/impressions-2026-03-02.csv", "--output", "predictions",
+                "predict",
+                "--model",
+                f"models:/{MODEL}@challenger",
+                "--tracking-uri",
+                STORE,
+                "--input",
+                "logs/impressions-2026-03-02.csv",
+                "--output",
+                "predictions",
             ),
         ),
         Scenario("daily", "first-day", ("daily.yaml", "--date", "2026-03-06"), program="daily"),

@@ -1,10 +1,11 @@
-"""A process that has imported everything and then forks one child per command: imports take longer than commands.
+"""A process that imports everything once and then forks a child per command: imports take longer than commands.
 
-Forked are only processes in which no pool of threads has worked yet: Polars, torch and Arrow start theirs with the first
-work, and the parent does none. Started with shim.so preloaded; speaks JSON lines on standard input and output.
+Forking is safe because the parent does no work: Polars, torch and Arrow start their threads with the first work. The
+process starts with shim.so preloaded, and speaks JSON lines on standard input and output.
 """
 
 import atexit
+import contextlib
 import ctypes
 import faulthandler
 import importlib
@@ -169,10 +170,8 @@ def _wait(child: int, timeout: float) -> int:
         _, status = os.waitpid(child, 0)
     finally:
         os.close(watched)
-    try:  # what it started and left
+    with contextlib.suppress(OSError):  # what it started and left
         os.killpg(child, signal.SIGKILL)
-    except OSError:
-        pass
     return os.waitstatus_to_exitcode(status)
 
 
