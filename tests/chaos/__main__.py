@@ -1,6 +1,6 @@
 """All of it: ``python -m tests.chaos [--seed N] [--share X] [--workers N] [--only WORD] [--output FILE]``.
 
-Every command × kind of fault, every damaged file and every hostile case, drawn by a seed. Every wrong outcome is printed
+Every command × kind of fault, every damaged file and every hostile case, drawn by a seed. Every wrong outcome is shown
 as it comes, progress once per minute, and at the end a table and one line of JSON. The exit code is 1 where something
 was wrong that tests/chaos/known.py does not list.
 """
