@@ -35,6 +35,39 @@ ENVIRONMENT = {
     "COLUMNS": "400",
 }
 ROOT = Path(__file__).parents[2]
+_IMPORTED = (
+    "torch",
+    "torch._dynamo",
+    "torchrec",
+    "fbgemm_gpu",
+    "polars",
+    "polars._utils.async_",
+    "pyarrow.dataset",
+    "pyarrow.pandas_compat",
+    "pyarrow.parquet",
+    "safetensors.torch",
+    "sklearn.isotonic",
+    "sklearn.linear_model",
+    "joblib",
+    "optuna",
+    "sqlite3",
+    "opentelemetry.sdk.metrics",
+    "mlflow.tracing.processor.base_mlflow",
+    "alembic.command",
+    "sqlalchemy.dialects.sqlite",
+    "sqlalchemy.orm",
+    "mlflow.pyfunc",
+    "mlflow.tracking",
+    "mlflow.store.db.utils",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "recmtl.cli",
+    "recmtl.features.fused",
+    "recmtl.stages.daily",
+    "recmtl.stages.exporting",
+    "recmtl.stages.training",
+)
+"""What commands import; what is missing here costs each of them the time."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +93,15 @@ class Zygote:
         self._place = place
         place.mkdir(parents=True, exist_ok=True)
         preload = {} if shim is None else {"LD_PRELOAD": str(shim)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__)), str(place)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(place / "zygote.err").open("w"),
-            text=True,
-            env={**os.environ, **ENVIRONMENT, **preload, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
-        )
+        with (place / "zygote.err").open("w") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(Path(__file__)), str(place)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, **ENVIRONMENT, **preload, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
+            )
 
     def run(
         self,
@@ -78,7 +112,6 @@ class Zygote:
         state: Path | None = None,
         own: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
-        warm: bool = False,
         memory_gib: int | None = None,
         timeout: float = 180,
     ) -> Done:
@@ -91,7 +124,6 @@ class Zygote:
             state: of :class:`recmtl injector <tests.chaos.injector.State>`: what disturbs it.
             own: what disturbs recmtl's own file operations (:mod:`tests.chaos.own`).
             environment: variables to set.
-            warm: have later commands find imported what this one imports.
             memory_gib: how much more address space than now it may take; None: any.
             timeout: seconds.
         """
@@ -104,7 +136,6 @@ class Zygote:
             "state": None if state is None else str(state),
             "own": own,
             "environment": environment or {},
-            "warm": warm,
             "memory_gib": memory_gib,
             "timeout": timeout,
         }
@@ -120,23 +151,16 @@ class Zygote:
     def close(self) -> None:
         """End it."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
 
 
 def _serve(place: Path) -> None:
     preloaded = ctypes.CDLL(None)
-    import mlflow.pyfunc
-    import mlflow.tracking  # noqa: F401
-    import polars  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
-    import torch  # noqa: F401
-
-    import recmtl.cli
-    import recmtl.stages.daily
-    import recmtl.stages.exporting
-    import recmtl.stages.training  # noqa: F401
-
+    for name in _IMPORTED:
+        importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -147,19 +171,7 @@ def _serve(place: Path) -> None:
             answers.close()
             _child(asked, place, preloaded)
         code = _wait(child, asked["timeout"])
-        if asked["warm"]:
-            _import_what(place / "modules")
         answers.write(json.dumps({"code": code, "seconds": round(time.monotonic() - start, 3)}) + "\n")
-
-
-def _import_what(names: Path) -> None:
-    """Import the modules that a child had at its end, in the order in which it came to them."""
-    for name in names.read_text().split():
-        if name not in sys.modules and not name.startswith(("code_model_", "__", "tests.")):
-            try:
-                importlib.import_module(name)
-            except Exception as error:  # one that only its importer can import
-                print(f"{name}: {error}", file=sys.stderr)
 
 
 def _wait(child: int, timeout: float) -> int:
@@ -203,8 +215,6 @@ def _child(asked: dict[str, Any], place: Path, preloaded: Any) -> None:
         traceback.print_exc()
     finally:
         try:
-            if asked["warm"]:
-                (place / "modules").write_text("\n".join(sys.modules))
             threading._shutdown()  # type: ignore[attr-defined]
             atexit._run_exitfuncs()
             sys.stdout.flush()
