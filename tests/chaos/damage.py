@@ -164,7 +164,7 @@ def try_damage(laboratory: Laboratory, reader: Reader, name: str, damage: str, s
     trial.wrong += unseemly(done)
     if done.code == 0 and not reader.inputs:
         left = differences(end_state(world.root), expected)
-        trial.wrong += [f"exit code 0, but {line}" for line in left if not line.startswith(f"{name}:")]
+        trial.wrong += [f"exit code 0, but {line}" for line in left if not line.startswith((f"{name}:", f"{name}/:"))]
     elif done.code == 0:
         pass
     elif done.code in (1, 2) or (done.code == 3 and name.startswith("store")):

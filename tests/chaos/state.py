@@ -14,8 +14,10 @@ from typing import Any
 
 __all__ = ["differences", "end_state"]
 
-_TIMES = frozenset(("seconds", "peak_memory_mb", "cost", "created", "commit", "when", "attempts", "rows_per_second"))
-"""Keys of JSON whose values differ between two undisturbed runs."""
+_TIMES = frozenset(
+    ("seconds", "peak_memory_mb", "cost", "created", "commit", "when", "attempts", "rows_per_second", "days_rebuilt")
+)
+"""Keys of JSON that tell of the way: when, how long, what was done again."""
 _TIMED = re.compile(r"second|memory|system/|recmtl.gate.report$|recmtl.move.(done|time)$")
 _INPUTS = ("logs/", "shop.yaml", "daily.yaml")
 _LOCKS = re.compile(r"(^|/)\.?[\w-]*\.?lock$")
