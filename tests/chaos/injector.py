@@ -144,10 +144,11 @@ def lose_power(state: State, *, names: bool, spared: str = "store") -> None:
     log = _read(state)
     kept = state.root / spared
     safe = {str(path.lstat().st_ino) for path in (kept, *_walk(kept)) if path.exists()}
+    again: dict[str, str] = {}  # folders that were removed and are back, with another number
     if names:
         for number in reversed(range(len(log.entries))):
             if number not in log.durable and log.entries[number][1] not in safe:
-                _take_back(log.entries[number], state)
+                _take_back(log.entries[number], state, again)
     done: set[int] = set()
     for path in _walk(state.root):
         inode = path.lstat().st_ino
@@ -184,9 +185,10 @@ def _read(state: State) -> _Log:
     return log
 
 
-def _take_back(entry: Sequence[str], state: State) -> None:
+def _take_back(entry: Sequence[str], state: State, again: dict[str, str]) -> None:
     what, *rest = entry
-    folders = {str(path.lstat().st_ino): path for path in (state.root, *_walk(state.root)) if path.is_dir()}
+    there = {str(path.lstat().st_ino): path for path in (state.root, *_walk(state.root)) if path.is_dir()}
+    folders = there | {before: there[now] for before, now in again.items() if now in there}
     if rest[0] not in folders or (what in "RX" and rest[2] not in folders):
         return  # the folder itself has gone
     path = folders[rest[0]] / rest[1]
@@ -200,6 +202,7 @@ def _take_back(entry: Sequence[str], state: State) -> None:
                 os.link(state.shadow / rest[2], path, follow_symlinks=False)
         case "D":
             path.mkdir(exist_ok=True)
+            again[rest[2]] = str(path.lstat().st_ino)
         case "R":
             new = folders[rest[2]] / rest[3]
             if os.path.lexists(new) and not os.path.lexists(path):

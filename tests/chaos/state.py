@@ -171,7 +171,7 @@ def _tracked(store: Path) -> Iterator[tuple[str, str]]:
             yield f"mlflow: tags of run {number}", _ids(tags)
             folder = next(iter(store.glob(f"mlartifacts/*/{run}/artifacts")), None)
             for path in sorted(folder.rglob("*") if folder else ()):
-                if path.is_file():
+                if path.is_file() and not path.name.startswith(".artifact.uploading."):  # MLflow's own, of a kill
                     yield f"mlflow: artifact of run {number}: {path.relative_to(folder).as_posix()}", _content(path)
         yield "mlflow: aliases", str(rows("SELECT name, alias, version FROM registered_model_aliases ORDER BY 1, 2"))
         versions = rows(

@@ -162,6 +162,16 @@ def test_a_removal_that_was_not_flushed_comes_back(folder: Folder) -> None:
     assert folder.there() == {}
 
 
+def test_a_removed_folder_comes_back_with_what_was_in_it(folder: Folder) -> None:
+    (folder.root / "a" / "b").mkdir(parents=True)
+    (folder.root / "a" / "b" / "x").write_text("old")
+    removed = "os.unlink('a/b/x'); os.rmdir('a/b'); os.rename('a', 'c'); os.rmdir('c')"
+    assert folder.run(removed, trace=True) == 0
+    assert not list(folder.root.iterdir())
+    lose_power(folder.state, names=True)
+    assert folder.there() == {"a/b/x": "old"}
+
+
 def test_what_was_appended_after_the_last_flush_is_gone(folder: Folder) -> None:
     (folder.root / "log").write_text("before\n")
     code = """
