@@ -1,5 +1,5 @@
 # The two commands: `make demo` and `make test`. Each sets up .venv from the lock when it must, and does its work.
-.PHONY: demo test test-slow check lint types imports lock dev bench bench-quick clean help
+.PHONY: demo test test-slow chaos check lint types imports lock dev bench bench-quick clean help
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -11,6 +11,7 @@ BIN    := $(VENV)/bin
 help:
 	@echo "make demo   set up, then logs -> model -> report -> registry into runs/demo (under 5 minutes on 2 cores)"
 	@echo "make test   set up, then the tests (under 10 minutes on 2 cores); make test-slow for the longer ones"
+	@echo "make chaos  kill, starve and damage every command, and feed it what is hostile (an hour on 2 cores)"
 	@echo "make check  ruff, mypy --strict, import-linter"
 	@echo "make bench  recmtl's speed beside its peers and the machine's limit (an hour); make bench-quick: two minutes"
 	@echo "make lock   write requirements/ anew: locks, bills of materials, licences; UPGRADE=all or UPGRADE=\"polars rich\""
@@ -38,10 +39,14 @@ demo: $(VENV)/.run-$(DEVICE)
 	$(BIN)/recmtl run pipelines/configs/demo.yaml
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not chaos"
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m "slow and not chaos"
+
+# CHAOS="--share 0.1 --seed 7": a tenth of it, drawn otherwise.
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 check: lint types imports
 

@@ -22,8 +22,9 @@ LARGEST = 1 << 28
 DEEPEST = 64
 """Lists and objects within each other. Those of recmtl's files are a dozen deep at most."""
 
-# Strings whole, with their escapes, so that a bracket in one does not count; an unfinished one reaches to the end.
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\Z)|[\[{]|[\]}]', re.DOTALL)
+# Strings whole, with their escapes, so that a bracket in one does not count; an unfinished one reaches to the end. The
+# possessive quantifiers keep nothing to go back to: that would be a hundred bytes per character of a string.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)|[\[{]|[\]}]', re.DOTALL)
 _DIGITS = 400
 """Digits of a whole number: Python's conversion takes the square of their number in time."""
 

@@ -1,6 +1,8 @@
 """JSON that is checked before it is built."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,14 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     assert read_model(path, About).count == 12345
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "absent.json")
+
+
+def test_a_long_string_takes_no_memory_of_its_own() -> None:
+    script = """
+import resource
+from recmtl.bounded import depth_of
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+assert depth_of(b'[' + b'"' + b'x' * 30_000_000 + b'"]', 64) == 1
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
