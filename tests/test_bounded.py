@@ -25,7 +25,7 @@ def depth(value: object) -> int:
 TEXTS = st.text(alphabet='[]{}"\\,: aé\n', max_size=6)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | TEXTS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
     max_leaves=20,
 )
 

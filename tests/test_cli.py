@@ -192,8 +192,13 @@ def test_predict_takes_rows_as_the_shop_calls_their_columns(here: Path, recmtl: 
     assert scores["customer"].to_list() == ["c1", "nobody"]
     assert scores["click"][0] != scores["click"][1], "a known user is not scored as an unseen one"
     again = recmtl("predict", "--model", "runs/shop", "--input", "tomorrow.csv", "--output", "scores")
-    assert again.code == 2
-    assert "not empty" in again.error
+    assert again.code == 0
+    assert "scored already by the same model from the same inputs, nothing to do" in again.err
+    other = recmtl(
+        "predict", "--model", "runs/shop", "--input", "tomorrow.csv", "--output", "scores", "--keep", "campaign"
+    )
+    assert other.code == 2
+    assert "not empty" in other.error
     kept = ("--keep", "campaign", "--overwrite")
     assert recmtl("predict", "--model", "runs/shop", "--input", "tomorrow.csv", "--output", "scores", *kept).code == 0
     assert "campaign" in pl.read_parquet(here / "scores" / "*.parquet").columns

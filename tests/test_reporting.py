@@ -50,7 +50,7 @@ def test_html_is_made_beside_the_json_or_where_asked(report_json: Path, capsys: 
         ("{}", "about: Field required"),
         ("not json", "Invalid JSON"),
         ('{"format": 1, "more": 2}', "about: Field required"),
-        (b"\xff\xfe\x00", "it is not text"),
+        (b"\xff\xfe\x00", "this is not a report.json that this recmtl reads"),
         (None, "there is no such file; `recmtl evaluate` writes it"),
     ],
 )

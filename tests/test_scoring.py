@@ -634,17 +634,6 @@ def test_mistakes_about_the_best(package: Package, many: Path, tmp_path: Path) -
     assert not list(tmp_path.glob(".*"))
 
 
-class Told(Silent):
-    """Keeps what was warned of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.warned: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warned.append(text)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_cannot_be_read_is_missing_counted_and_told(package: Package, tmp_path: Path, workers: int) -> None:
     rows = pl.DataFrame({"user_id": [1] * 400, "price": ["1.5", "cheap", "", "2"] * 100})
@@ -653,7 +642,7 @@ def test_what_cannot_be_read_is_missing_counted_and_told(package: Package, tmp_p
     told = Told()
     inputs = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
     predict_files(package, inputs, tmp_path / "out", workers=workers, rows_per_part=300, batch_rows=64, progress=told)
-    (warning,) = told.warned
+    (warning,) = [text for text in told.said if "cannot be read" in text]
     assert "column 'price': 200 values cannot be read as in training and count as missing (such as 'cheap')" in warning
     found = pl.read_parquet(tmp_path / "out" / "*.parquet").select(package.prediction_columns)
     missing = rows.with_columns(price=pl.when(pl.col("price") != "cheap").then("price"))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -110,11 +111,26 @@ sys.exit(watch(["run", "a.yaml"]))
 """
 
 
+STARTED: "list[subprocess.Popen[bytes]]" = []
+
+
+@pytest.fixture(autouse=True)
+def _none_is_left() -> Iterator[None]:
+    """A test that fails leaves no process, of which another test would be told."""
+    yield
+    for process in STARTED:
+        process.kill()
+        process.wait(30)
+    STARTED.clear()
+
+
 def started(program: str, ready: Path) -> "tuple[subprocess.Popen[bytes], int]":
     """A watcher of a process that writes its id to a file when it is ready."""
     program = f"{WORK}open({str(ready)!r} + '.new', 'w').write(str(os.getpid()))\n{program}"
     program = program.replace("READY", f"os.rename({str(ready)!r} + '.new', {str(ready)!r})")
-    process = subprocess.Popen([sys.executable, "-c", WATCHER, program])
+    # In a process group of its own: nothing stops one that no shell above it could take up again (POSIX: orphaned).
+    process = subprocess.Popen([sys.executable, "-c", WATCHER, program], process_group=0)
+    STARTED.append(process)
     for _ in range(600):
         if ready.exists():
             return process, int(ready.read_text())

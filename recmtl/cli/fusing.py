@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from recmtl import durable
 from recmtl.cli.base import Model, OptionalConfig, Overrides, TrackingUri, alone, app, escape, load, progress
 from recmtl.errors import UserError
 
@@ -119,6 +118,8 @@ def fuse(
         progress=progress(),
     )
     if points is not None:
+        from recmtl import durable
+
         durable.write_file(points, fused.search.finding.model_dump_json(indent=2) + "\n")
     _show(fused)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from recmtl import durable
 from recmtl.batch import SparseBatch
 from recmtl.distributed import joined
 from recmtl.distributed.plan import ShardingConfig
@@ -155,6 +156,13 @@ def die_while_writing(path):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Dying(durable.Files):
+    """The process is killed when the first file that it has written is to be flushed."""
+
+    def fsync(self, path):
+        die_while_writing(path)
+
+
 def one_rank(job, rank, size, port, folders):
     """What one process of a job does."""
     os.environ.update(
@@ -188,7 +196,7 @@ def save_and_die(group, folder):
     made = tables("adagrad", "column_wise", group)
     save(made, folder, group)
     if group.rank == 1:
-        storage.flush = die_while_writing
+        durable.files = Dying()
     save(made, folder, group)
 
 
