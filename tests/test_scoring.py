@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -343,7 +344,10 @@ def test_killed_in_the_middle_the_same_call_goes_on(
     unfinished.write_bytes(b"PAR1 and no more")
     second = start(10**9)
     assert second.returncode == 0, second.stderr
-    assert f"going on: {len(before)} of 6 parts are scored already" in second.stdout
+    found = re.search(r"going on: (\d+) of 6 parts are scored already", second.stdout)
+    assert found is not None
+    # A part counts once its hash is noted, which a process does after it has written it.
+    assert len(before) - workers < int(found[1]) <= len(before)
     score(package, many, tmp_path / "whole", top_k=3, score="click")
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
     assert not work.exists()
@@ -423,7 +427,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [5, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("top", [{}, {"top_k": 3, "score": "click"}], ids=["all", "top"])
 def test_after_a_kill_at_any_operation_the_same_call_ends_with_the_same_bytes(
     package: Package, many: Path, tmp_path: Path, kill_at_each: Callable[..., int], top: dict[str, Any], every: int

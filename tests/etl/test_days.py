@@ -527,7 +527,7 @@ def test_a_damaged_store_is_read_anew(tmp_path: Path, content: bytes) -> None:
     assert stored(tmp_path, again.days).equals(before)
 
 
-@pytest.mark.parametrize("every", [37, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [37, pytest.param(7, marks=pytest.mark.slow)])
 def test_after_a_kill_at_any_operation_the_days_are_the_same(
     tmp_path: Path, kill_at_each: Callable[..., int], every: int
 ) -> None:

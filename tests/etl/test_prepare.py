@@ -395,7 +395,7 @@ def test_killed_midway_it_leaves_what_was_there(log: Path, at: str) -> None:
     assert sorted(path.name for path in log.parent.iterdir()) == [".prepared.lock", "log.parquet", "prepared"]
 
 
-@pytest.mark.parametrize(("there", "every"), [(True, 13), pytest.param(True, 1, marks=pytest.mark.slow), (False, 11)])
+@pytest.mark.parametrize(("there", "every"), [(True, 13), pytest.param(True, 3, marks=pytest.mark.slow), (False, 11)])
 def test_after_a_kill_at_any_operation_the_same_call_ends_with_the_same_bytes(
     log: Path, kill_at_each: Callable[..., int], there: bool, every: int
 ) -> None:
