@@ -17,7 +17,8 @@ from recmtl.config import RunConfig, parse_config
 from recmtl.package import verify_package
 from recmtl.progress import Silent
 from recmtl.stages.job import Job
-from recmtl.tracking.journal import is_over
+from recmtl.tracking.journal import is_over, is_sent
+from recmtl.tracking.mlflow_tracker import MlflowTracker
 
 STAGES = ("train", "evaluate", "register", "run")
 
@@ -189,6 +190,37 @@ def test_a_sync_of_a_killed_run_leaves_the_rest_to_the_run(
     assert sorted(done) == ["evaluate", "train"]
     recmtl.run(config_of())
     assert end_state(tmp_path) == end_state(undisturbed)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_training_that_is_done_is_delivered_and_not_said_to_be_over(
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: Callable[[Callable[[], object], durable.Files], None],
+) -> None:
+    """The kill comes right after the marker, before the store has the report."""
+    shutil.copy(undisturbed / "rows.parquet", tmp_path)
+    shutil.copytree(undisturbed / "prepared", tmp_path / "prepared")
+    monkeypatch.chdir(tmp_path)
+    killed(lambda: recmtl.train(config_of()), DyingAt("train", after=True))
+    tracking = tmp_path / "runs" / "table" / "tracking"
+    litter = tracking / ".sent.json.000000-1-1-0.tmp"
+    litter.touch()
+    assert not is_sent(tracking)
+    recmtl.train(config_of())
+    assert is_sent(tracking)
+    assert not litter.exists()
+    (report,) = (tmp_path / "store").rglob("report.md")
+    assert report.read_bytes() == (tmp_path / "runs" / "table" / "report.md").read_bytes()
+    with sqlite3.connect(tmp_path / "store" / "mlflow.db") as store:
+        assert store.execute("SELECT status FROM runs").fetchall() == [("RUNNING",)]
+
+    def opened(*_: Any, **__: Any) -> None:
+        raise AssertionError("there is nothing to deliver")
+
+    monkeypatch.setattr(MlflowTracker, "__init__", opened)
+    recmtl.train(config_of())
 
 
 @pytest.fixture

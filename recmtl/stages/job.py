@@ -118,18 +118,21 @@ class Job:
             self._tracker.flush()
         self.folder.finish(stage, detail)
 
-    def deliver(self) -> None:
-        """Say that the run is over, and send all that the tracking store does not have yet; no more is tracked here.
+    def deliver(self, *, over: bool = True) -> None:
+        """Send all that the tracking store does not have yet; of a run that is delivered, nothing is opened.
 
-        Of a run that is over and delivered, nothing is opened.
+        Args:
+            over: the run is over: say so, and track no more here. Otherwise its status stays as it is, and nothing is
+                registered.
         """
         if not self.leads:
             return
-        if self._tracker is not None:
+        if self._tracker is None:
+            tracking = self.config.tracking
+            deliver(tracking, self.folder.tracking, name=self.config.name, progress=self.progress, over=over)
+        elif over:
             self._tracker.finish("FINISHED")
             self._tracker = None
-        else:
-            deliver(self.config.tracking, self.folder.tracking, name=self.config.name, progress=self.progress)
 
     def mend(self) -> None:
         """See that what is noted as done is there as it was left; what is damaged is done again.

@@ -48,6 +48,7 @@ def train(
     """
     with open_job(config, output, overwrite, progress or Silent()) as job:
         if job.folder.is_done("train"):
+            job.deliver(over=False)  # what a kill after the marker left unsent
             job.say(f"{job.folder.path}: trained already, nothing to do; --overwrite trains anew")
         else:
             _train(job)

@@ -18,7 +18,7 @@ from typing import Any
 from recmtl import durable
 from recmtl.errors import RunError
 
-__all__ = ["Journal", "Sent", "is_over", "last_status", "wish_key"]
+__all__ = ["Journal", "Sent", "is_over", "is_sent", "last_status", "wish_key"]
 
 
 class Journal:
@@ -172,9 +172,14 @@ class Sent:
         fresh.update(self._state["stores"].get(f"{uri} {experiment}", {}))
         return fresh
 
+    @property
+    def farthest(self) -> int:
+        """The bytes of the journal that the store which has most of it has acknowledged; 0 without any store."""
+        return max((store["acknowledged"] for store in self._state["stores"].values()), default=0)
+
     def follows(self, size: int) -> bool:
         """Whether any store has acknowledged a journal of so many bytes."""
-        return any(store["acknowledged"] >= size for store in self._state["stores"].values())
+        return bool(self._state["stores"]) and self.farthest >= size
 
     def put(self, uri: str, experiment: str, **values: Any) -> None:
         """Change some of what :meth:`get` returns."""
@@ -193,6 +198,41 @@ def is_over(folder: Path) -> bool:
     """
     path = folder / "journal.jsonl"
     return Sent(folder).follows(path.stat().st_size) and last_status(path) == "FINISHED"
+
+
+def is_sent(folder: Path) -> bool:
+    """Whether a store has all of a journal up to the first open wish to register; nothing is opened to write.
+
+    An open wish is the last one of its kind that no store has acknowledged.
+
+    Returns:
+        False also where the journal ends in half a line, or is shorter than what was acknowledged.
+
+    Raises:
+        OSError: there is no journal.
+    """
+    path = folder / "journal.jsonl"
+    size, start = path.stat().st_size, Sent(folder).farthest
+    if start >= size:
+        return start == size
+    records: list[dict[str, Any]] = []
+    with path.open("rb") as lines:
+        lines.seek(start)
+        for line in lines:
+            try:
+                records.append(json.loads(line if line.endswith(b"\n") else b""))
+            except (ValueError, RecursionError):
+                return False
+    try:
+        last = {wish_key(record): number for number, record in enumerate(records) if record["kind"] == "register"}
+        for number, record in enumerate(records):
+            if record["kind"] != "register":
+                return False
+            if last[wish_key(record)] == number:
+                return True
+    except (KeyError, TypeError):
+        return False
+    return False
 
 
 def last_status(path: Path) -> str | None:

@@ -36,7 +36,7 @@ from recmtl.tracking.base import (
     store_uri,
 )
 from recmtl.tracking.client import connect, experiment_id, explain, patiently, quietly
-from recmtl.tracking.journal import Journal, Sent, is_over, now, wish_key
+from recmtl.tracking.journal import Journal, Sent, is_over, is_sent, now, wish_key
 from recmtl.uris import shown_uri
 
 __all__ = ["MlflowTracker", "Synced", "deliver", "open_tracker", "sync"]
@@ -77,19 +77,30 @@ def open_tracker(config: TrackingConfig, folder: Path, *, name: str, progress: P
     return tracker
 
 
-def deliver(config: TrackingConfig, folder: Path, *, name: str, progress: Progress) -> None:
-    """Say that a run is over, and send what its store does not have yet; where it has all, nothing is opened.
+def deliver(config: TrackingConfig, folder: Path, *, name: str, progress: Progress, over: bool = True) -> None:
+    """Send what a run's store does not have yet; where it has all, nothing is opened.
 
-    What a kill at the end of a run left unsaid is said by the next command on it. A store that is away is warned of.
+    What a kill left unsent is sent by the next command on the run, which also removes the temporary files that the kill
+    left beside the journal. A store that is away is warned of.
 
     Args:
         config, folder, name, progress: as for :func:`open_tracker`.
+        over: also say that the run is over, and register what was wished for. Otherwise its status stays as it is, and
+            an open wish to register waits, with all that was told after it.
     """
-    if not config.enabled or not (folder / "journal.jsonl").is_file() or is_over(folder):
+    if not config.enabled or not (folder / "journal.jsonl").is_file():
         return
-    MlflowTracker(folder, uri=store_uri(config.uri), experiment=config.experiment, name=name, progress=progress).finish(
-        "FINISHED"
+    for place in (folder, folder / "reports"):
+        durable.remove_litter(place)
+    if is_over(folder) if over else is_sent(folder):
+        return
+    tracker = MlflowTracker(
+        folder, uri=store_uri(config.uri), experiment=config.experiment, name=name, progress=progress
     )
+    if over:
+        tracker.finish("FINISHED")
+    else:
+        tracker.close(registering=False)
 
 
 @dataclass
@@ -289,12 +300,16 @@ class MlflowTracker:
         self._thread = threading.Thread(target=self._follow, name="recmtl-tracking", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Send what is left and stop, without saying that the run is over: a later stage goes on with it."""
+    def close(self, *, registering: bool = True) -> None:
+        """Send what is left and stop, without saying that the run is over: a later stage goes on with it.
+
+        Args:
+            registering: False: an open wish to register waits, with all that was told after it.
+        """
         self._stop_thread()
         self._journal.sync()
-        self._send()
-        if not self.delivered and not self._told:
+        self._send(registering=registering)
+        if not self.delivered and self._failure is not None and not self._told:
             self._progress.warn(
                 f"the run is tracked in {self.folder} alone, because {self._failure}; "
                 f"`recmtl tracking sync {self.folder.parent}` sends it later"

@@ -6,7 +6,7 @@ import pytest
 
 from recmtl import durable
 from recmtl.errors import RunError
-from recmtl.tracking.journal import Journal, Sent, is_over
+from recmtl.tracking.journal import Journal, Sent, is_over, is_sent
 
 
 def point(step: int) -> dict[str, object]:
@@ -134,3 +134,24 @@ def test_a_run_is_over_when_it_ended_and_a_store_has_all(tmp_path: Path) -> None
     assert not is_over(tmp_path)
     sent.put("sqlite:///a.db", "x", acknowledged=end)
     assert is_over(tmp_path)
+
+
+def test_a_run_is_sent_when_a_store_has_all_up_to_an_open_wish(tmp_path: Path) -> None:
+    journal, sent = Journal(tmp_path), Sent(tmp_path)
+    assert not is_sent(tmp_path)
+    sent.put("sqlite:///a.db", "x", acknowledged=journal.size)
+    assert is_sent(tmp_path)
+    wish = {"kind": "register", "package": "package", "model": "ranker", "alias": None}
+    journal.append(wish)
+    journal.append({"kind": "tags", "values": {"a": "b"}})
+    assert is_sent(tmp_path), "the wish and what was told after it wait"
+    journal.append(wish)
+    assert not is_sent(tmp_path), "the first wish is void, so the tags wait for nothing"
+    sent.put("sqlite:///b.db", "x", acknowledged=journal.size)
+    assert is_sent(tmp_path), "another store has all"
+    journal.close()
+    with journal.path.open("ab") as file:
+        file.write(b'{"kind": "tags", "val')
+    assert not is_sent(tmp_path), "half a line"
+    journal.path.write_bytes(b"")
+    assert not is_sent(tmp_path), "shorter than what was acknowledged"
