@@ -39,15 +39,15 @@ class Journal:
         self.artifacts: dict[str, str] = {}
         """Artifact to the hash of the file when it was last told."""
         self.datasets: dict[str, str] = {}
-        self.wishes: dict[tuple[str, str, str | None], Mapping[str, Any]] = {}
-        """What was wished to be registered to the last wish for it: the ones before it are void."""
+        self.wishes: dict[tuple[str, str, str | None], int] = {}
+        """What was wished to be registered to the byte behind the last wish for it: the ones before it are void."""
         self.status = "RUNNING"
         self._lock = threading.Lock()
         self._repair()
         self.run: dict[str, Any] = {}
-        for _, record in self.records() if self.path.exists() else ():
+        for end, record in self.records() if self.path.exists() else ():
             self.run = self.run or record
-            self._remember(record)
+            self._remember(record, end)
         self._file = durable.files.open(self.path, "ab")
         durable.files.fsync(folder)
         if not self.run:
@@ -68,8 +68,9 @@ class Journal:
             except OSError:
                 self._file.truncate(start)  # or the next record would follow on half of this one
                 raise
-            self._remember(record)
-            return self._file.tell()
+            end = self._file.tell()
+            self._remember(record, end)
+            return end
 
     def sync(self) -> None:
         """Wait until everything is on the disk."""
@@ -121,7 +122,7 @@ class Journal:
                 tail = file.read(end - position)
             file.truncate(position + tail.rfind(b"\n") + 1)
 
-    def _remember(self, record: Mapping[str, Any]) -> None:
+    def _remember(self, record: Mapping[str, Any], end: int) -> None:
         match record["kind"]:
             case "metrics":
                 for name in record["values"]:
@@ -135,7 +136,7 @@ class Journal:
             case "dataset":
                 self.datasets[record["name"]] = record["digest"]
             case "register":
-                self.wishes[wish_key(record)] = record
+                self.wishes[wish_key(record)] = end
             case "status":
                 self.status = record["status"]
 

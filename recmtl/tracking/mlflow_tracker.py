@@ -358,19 +358,28 @@ class MlflowTracker:
         """
         with self._sending:
             try:
+                refused: str | None = None
                 with quietly():
                     self._verify()
                     for batch in self._pending():
-                        if batch.other is not None and batch.other["kind"] == "register" and not registering:
+                        if not registering and self._is_open_wish(batch):
                             break
                         try:
                             self._deliver(batch)
+                        except NotRegisteredError as error:
+                            # The wish stays open. What was told after it is sent now, and once more when it is tried
+                            # again: the store has one run of it all the same.
+                            refused = str(error)
                         except RecmtlError:
                             # Not the store's fault, so it would fail again: told once, and the rest goes on next time.
-                            self._acknowledge(batch.end)
+                            if refused is None:
+                                self._acknowledge(batch.end)
                             raise
-                        self._acknowledge(batch.end)
+                        if refused is None:
+                            self._acknowledge(batch.end)
                 self._failure = None
+                if refused is not None:
+                    self._failed(refused)
             except RecmtlError as error:
                 if surface:
                     raise
@@ -378,6 +387,11 @@ class MlflowTracker:
             except Exception as error:
                 # Whatever MLflow, its database or the network came up with: the journal has it all, the run goes on.
                 self._failed(f"the tracking store {self.uri} cannot be used ({explain(error)})")
+
+    def _is_open_wish(self, batch: _Batch) -> bool:
+        """Whether it is the last wish to register something; the ones before it are void, also those equal to it."""
+        wish = batch.other
+        return wish is not None and wish["kind"] == "register" and self._journal.wishes[wish_key(wish)] == batch.end
 
     def _acknowledge(self, end: int) -> None:
         """Note how far the store follows, once the journal is on the disk that far: a power loss shortens neither."""
@@ -463,7 +477,8 @@ class MlflowTracker:
 
     def _deliver(self, batch: _Batch) -> None:
         if batch.other is not None:
-            self._deliver_other(batch.other)
+            if batch.other["kind"] != "register" or self._is_open_wish(batch):
+                self._deliver_other(batch.other)
             return
         from mlflow.exceptions import MlflowException
 
@@ -512,8 +527,6 @@ class MlflowTracker:
                 self._upload(record)
             case "dataset":
                 self._log_dataset(record)
-            case "register" if self._journal.wishes[wish_key(record)] != record:
-                pass  # the package has been evaluated or made again since, and wished for again
             case "register":
                 with patiently():
                     version = registry.register(

@@ -21,7 +21,7 @@ from recmtl.findings import Report
 from recmtl.manifest import file_hash
 from recmtl.package import verify_package
 from recmtl.progress import Silent
-from recmtl.tracking import NullTracker, RegisteredVersion, TrackingConfig, open_tracker, resolved, sync
+from recmtl.tracking import NullTracker, RegisteredVersion, TrackingConfig, open_tracker, registry, resolved, sync
 from recmtl.tracking.client import connect, quietly
 from recmtl.tracking.mlflow_tracker import MlflowTracker
 
@@ -187,6 +187,48 @@ def test_a_wish_to_register_counts_once_it_is_the_last_of_its_kind(
     assert version.version == 1
     again.close()
     assert again.delivered
+
+
+def test_equal_wishes_to_register_make_one_version(
+    make_tracker: Make, client: Any, uri: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that failed leaves its wish, the next one has the same; recmtl's files change meanwhile."""
+    sources = iter(range(10))
+    monkeypatch.setattr(registry, "_source_hashes", lambda: {"recmtl/__init__.py": str(next(sources))})
+    package = tmp_path / "run" / "package"
+    shutil.copytree(saved, package)
+    tracker = make_tracker(uri)
+    tracker._journal.append({"kind": "register", "package": "package", "model": "ranker", "alias": "challenger"})
+    tracker.kill()
+    again = make_tracker(uri)
+    assert again.register(package, "ranker", "challenger") == RegisteredVersion("ranker", 1, "challenger")
+    assert again.delivered
+    assert [int(one.version) for one in client.search_model_versions("name = 'ranker'")] == [1]
+
+
+@pytest.mark.parametrize("call", ["log_model_artifacts", "create_model_version", "set_registered_model_alias"])
+def test_a_registration_that_a_full_disk_ends_is_made_up_for(
+    make_tracker: Make, client: Any, uri: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The wish stays open, the rest reaches the store, and a sync registers one version."""
+    from mlflow import MlflowClient
+
+    package = tmp_path / "run" / "package"
+    shutil.copytree(saved, package)
+    tracker = make_tracker(uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, call, broken)
+        with pytest.raises(NotRegisteredError, match=r"the disk is full.*recmtl tracking sync"):
+            tracker.register(package, "ranker", "challenger")
+        tracker.metrics({"loss": 0.5}, 3)
+        tracker.finish()
+    assert not tracker.delivered
+    assert steps(client, tracker) == [3]
+    assert run_of(client, tracker).info.status == "FINISHED"
+    synced = sync(tmp_path / "run", uri=uri, progress=Silent())
+    assert synced.registered == (RegisteredVersion("ranker", 1, "challenger"),)
+    assert [int(one.version) for one in client.search_model_versions("name = 'ranker'")] == [1]
+    assert steps(client, tracker) == [3]
 
 
 def test_a_resumed_run_is_the_same_run_without_doubled_points(make_tracker: Make, client: Any, uri: str) -> None:
