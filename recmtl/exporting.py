@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from recmtl.batch import Batch
 from recmtl.errors import RunError, UserError
+from recmtl.failures import writing
 from recmtl.features import table_shapes
 from recmtl.features.quantised import Precision, QuantisedTables, quantise
 from recmtl.model import Model, ModelConfig, build_model
@@ -210,7 +211,8 @@ def export_torch(package: Package, path: Path) -> Any:
     """Write ``torch.export``'s ExportedProgram, with a dynamic number of rows; it is returned too.
 
     Raises:
-        RunError: torch cannot export this model.
+        RunError: torch cannot export this model, or the file cannot be written.
+        OSError: the same, where the operating system says why.
     """
     module, given = _module(package), made_up(package, _EXAMPLE_ROWS)
     try:
@@ -218,9 +220,10 @@ def export_torch(package: Package, path: Path) -> Any:
             program = torch.export.export(
                 module, tuple(given.values()), dynamic_shapes=(_dynamic(package.schema),), strict=False
             )
-            torch.export.save(program, path)
     except Exception as error:  # whatever the tracer raises
         raise RunError(f"torch cannot export this model: {_first_line(error)}") from error
+    with _saving(path), _quietly():
+        torch.export.save(program, path)
     return program
 
 
@@ -231,10 +234,12 @@ def compile_torch(program: Any, path: Path) -> None:
         RunError: there is no C++ compiler, or it fails.
     """
     try:
-        with _quietly():
+        with writing(path, reads=True), _quietly():
             from torch._inductor import aoti_compile_and_package
 
             aoti_compile_and_package(program, package_path=str(path))
+    except OSError:  # a full disk is no fault of the compiler's
+        raise
     except Exception as error:  # whatever the compiler and its driver raise
         raise RunError(f"AOTInductor cannot compile this model: {_first_line(error)}") from error
 
@@ -245,7 +250,8 @@ def export_onnx(package: Package, path: Path) -> None:
     Raises:
         UserError: onnx, onnxscript or onnxruntime is not installed; a table is managed, whose map of ids has no
             operator there.
-        RunError: torch cannot export this model.
+        RunError: torch cannot export this model, or the file cannot be written.
+        OSError: the same, where the operating system says why.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
@@ -270,9 +276,10 @@ def export_onnx(package: Package, path: Path) -> None:
                 dynamic_shapes=(_dynamic(package.schema),),
             )
             assert program is not None
-            program.save(str(path), external_data=weights > _ONE_FILE)
     except Exception as error:
         raise RunError(f"torch cannot export this model to ONNX: {_first_line(error)}") from error
+    with _saving(path), _quietly():
+        program.save(str(path), external_data=weights > _ONE_FILE)
 
 
 def check_torch(package: Package, path: Path, rows: Sequence[Mapping[str, Tensor]]) -> Check:
@@ -381,6 +388,21 @@ def _dynamic(schema: Schema) -> tuple[dict[int, Any], ...]:
         free.setdefault(count, torch.export.Dim(f"values_{len(free)}", min=0))
         found.append({0: free[count]})
     return tuple(found)
+
+
+@contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    """What fails inside is that ``path`` cannot be written; torch's writer does not say why."""
+    try:
+        with writing(path):
+            yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise RunError(
+            f"{path}: this cannot be written ({_first_line(error)}); make room on this disk, then run the same command "
+            "again"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

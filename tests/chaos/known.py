@@ -20,11 +20,6 @@ class Known(NamedTuple):
 
 KNOWN: tuple[Known, ...] = (
     Known(
-        r"(ENOSPC|EIO|full), ",
-        r"the path is not named: error: (logs/|runs/shop/package:|more/)",
-        "the sentence names the file that was being read, not the one that could not be written",
-    ),
-    Known(
         r"^train, (kill|torn|power|own)",
         r"at the end: (mlflow: artifact of run 0: (metrics\.json|report\.md)|runs/shop/tracking/)",
         "`recmtl train` of a trained run does not send what a kill at its end left unsent",
