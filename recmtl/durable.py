@@ -74,7 +74,7 @@ class Files:
         """Open a file to write in it, without a buffer: what fails to be written is not tried again later."""
         return cast(BinaryIO, path.open(mode, buffering=0))
 
-    def write(self, file: BinaryIO, data: bytes) -> None:
+    def write(self, file: BinaryIO, data: bytes | memoryview) -> None:
         """Write all of the data and hand it to the operating system: it outlives the process, not yet the machine."""
         with writing(Path(file.name)):
             left = memoryview(data)
@@ -122,7 +122,7 @@ files = Files()
 # Files
 
 
-def write_file(path: Path, content: bytes | str) -> None:
+def write_file(path: Path, content: bytes | memoryview | str) -> None:
     """Write a file so that a reader, a killed process and a machine without power leave the old one or the new one.
 
     Args:

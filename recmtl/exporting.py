@@ -17,6 +17,7 @@ Dimensions: B rows, N values of one feature, W width of an embedding, D columns 
 """
 
 import importlib.util
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,9 +30,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recmtl import durable
 from recmtl.batch import Batch
 from recmtl.errors import RunError, UserError
-from recmtl.failures import writing
+from recmtl.failures import ends_no_reading, writing
 from recmtl.features import table_shapes
 from recmtl.features.quantised import Precision, QuantisedTables, quantise
 from recmtl.model import Model, ModelConfig, build_model
@@ -211,8 +213,8 @@ def export_torch(package: Package, path: Path) -> Any:
     """Write ``torch.export``'s ExportedProgram, with a dynamic number of rows; it is returned too.
 
     Raises:
-        RunError: torch cannot export this model, or the file cannot be written.
-        OSError: the same, where the operating system says why.
+        RunError: torch cannot export this model.
+        OSError: the file cannot be written.
     """
     module, given = _module(package), made_up(package, _EXAMPLE_ROWS)
     try:
@@ -222,8 +224,11 @@ def export_torch(package: Package, path: Path) -> Any:
             )
     except Exception as error:  # whatever the tracer raises
         raise RunError(f"torch cannot export this model: {_first_line(error)}") from error
-    with _saving(path), _quietly():
-        torch.export.save(program, path)
+    # Through memory: where its writer meets a full disk, torch ends the whole process.
+    whole = io.BytesIO()
+    with _quietly():
+        torch.export.save(program, whole)
+    durable.write_file(path, whole.getbuffer())
     return program
 
 
@@ -232,16 +237,19 @@ def compile_torch(program: Any, path: Path) -> None:
 
     Raises:
         RunError: there is no C++ compiler, or it fails.
+        OSError: the file cannot be written.
     """
+    whole = io.BytesIO()  # as in export_torch()
     try:
-        with writing(path, reads=True), _quietly():
+        with _quietly():
             from torch._inductor import aoti_compile_and_package
 
-            aoti_compile_and_package(program, package_path=str(path))
-    except OSError:  # a full disk is no fault of the compiler's
-        raise
+            aoti_compile_and_package(program, package_path=whole)
     except Exception as error:  # whatever the compiler and its driver raise
+        if ends_no_reading(error):  # the compiler's own folder is full
+            raise
         raise RunError(f"AOTInductor cannot compile this model: {_first_line(error)}") from error
+    durable.write_file(path, whole.getbuffer())
 
 
 def export_onnx(package: Package, path: Path) -> None:
@@ -250,8 +258,8 @@ def export_onnx(package: Package, path: Path) -> None:
     Raises:
         UserError: onnx, onnxscript or onnxruntime is not installed; a table is managed, whose map of ids has no
             operator there.
-        RunError: torch cannot export this model, or the file cannot be written.
-        OSError: the same, where the operating system says why.
+        RunError: torch cannot export this model.
+        OSError: the file cannot be written.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
@@ -278,7 +286,7 @@ def export_onnx(package: Package, path: Path) -> None:
             assert program is not None
     except Exception as error:
         raise RunError(f"torch cannot export this model to ONNX: {_first_line(error)}") from error
-    with _saving(path), _quietly():
+    with writing(path), _quietly():
         program.save(str(path), external_data=weights > _ONE_FILE)
 
 
@@ -388,21 +396,6 @@ def _dynamic(schema: Schema) -> tuple[dict[int, Any], ...]:
         free.setdefault(count, torch.export.Dim(f"values_{len(free)}", min=0))
         found.append({0: free[count]})
     return tuple(found)
-
-
-@contextmanager
-def _saving(path: Path) -> Iterator[None]:
-    """What fails inside is that ``path`` cannot be written; torch's writer does not say why."""
-    try:
-        with writing(path):
-            yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise RunError(
-            f"{path}: this cannot be written ({_first_line(error)}); make room on this disk, then run the same command "
-            "again"
-        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -177,7 +177,10 @@ def _path(error: BaseException) -> str | None:
     frames = [frame.tb_frame for frame in _frames(error.__traceback__)]
     for frame in reversed(frames):
         values = list(frame.f_locals.values())
-        files = [value.name for value in values if isinstance(value, io.IOBase) and hasattr(value, "name")]
+        opened = [value for value in values if isinstance(value, io.IOBase) and hasattr(value, "name")]
+        if ends_no_reading(error):
+            opened = [value for value in opened if not isinstance(value, io.BufferedReader)]
+        files = [value.name for value in opened]
         paths = [value for value in values if isinstance(value, PurePath)]
         for found in (*files, *paths):
             if isinstance(found, str | PurePath):
