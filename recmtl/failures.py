@@ -190,7 +190,7 @@ def _path(error: BaseException) -> str | None:
 
 def _names(error: BaseException) -> list[str]:
     """The files that an error names itself; of a copy the one that is read, then the one that is written."""
-    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list) and error.args[0]:
         # Of a copied folder: source, target and reason of each file; the first is told.
         return [str(name) for name in error.args[0][0][:2]]
     given = (getattr(error, "filename", None), getattr(error, "filename2", None))
