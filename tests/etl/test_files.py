@@ -1,10 +1,12 @@
 """Files found and read: kinds, compression, encodings, columns of folders, origins of rows, and what cannot be read."""
 
 import bz2
+import errno
 import gzip
 import io
 import json
 import lzma
+import os
 import uuid
 from collections.abc import Callable
 from datetime import date
@@ -18,7 +20,10 @@ import pytest
 from recmtl.errors import UserError
 from recmtl.etl import files as raw_files
 from recmtl.etl.files import FILE, FILE_ROW, find, header, scan
-from recmtl.etl.ingest import ingest
+from recmtl.etl.ingest import ROW, ingest
+from recmtl.etl.partition import partition
+from recmtl.etl.shards import stage_parts, write_shard
+from recmtl.etl.split import SPLIT_TYPE
 from recmtl.etl.validate import Rules
 from recmtl.failures import input_or_output
 
@@ -440,3 +445,35 @@ def test_a_failing_disk_names_where_the_good_rows_go(
     said = input_or_output(raised.value)
     assert said is not None
     assert said.startswith(f"{tmp_path / 'work'}: Input/output error; the disk")
+
+
+@pytest.mark.parametrize(
+    ("write", "written"),
+    [
+        (lambda rows, folder: write_shard(rows, folder, "train/a.parquet"), "train/a.parquet"),
+        (lambda rows, folder: partition(rows.lazy(), [ROW], 2, folder / "buckets"), "buckets"),
+        (
+            lambda rows, folder: stage_parts(
+                rows.lazy(), pl.lit("train", SPLIT_TYPE), [ROW], seed=0, rows_per_part=2, folder=folder / "parts"
+            ),
+            "parts",
+        ),
+    ],
+    ids=["shard", "buckets", "parts"],
+)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_what_polars_cannot_write_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    write: Callable[[pl.DataFrame, Path], object],
+    written: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise pl.exceptions.ComputeError(f"parquet: underlying IO error: {os.strerror(number)} (os error {number})")
+
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", fail)
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", fail)
+    with pytest.raises(OSError, match=os.strerror(number)) as raised:
+        write(pl.DataFrame({ROW: range(9)}), tmp_path)
+    assert raised.value.filename == str(tmp_path / written)
