@@ -37,6 +37,8 @@ from typing import BinaryIO, Literal, cast
 
 import psutil
 
+from recmtl.failures import writing
+
 __all__ = [
     "Files",
     "commit_file",
@@ -72,9 +74,9 @@ class Files:
         """Open a file to write in it, without a buffer: what fails to be written is not tried again later."""
         return cast(BinaryIO, path.open(mode, buffering=0))
 
-    def write(self, file: BinaryIO, data: bytes) -> None:
+    def write(self, file: BinaryIO, data: bytes | memoryview) -> None:
         """Write all of the data and hand it to the operating system: it outlives the process, not yet the machine."""
-        with _naming(Path(file.name)):
+        with writing(Path(file.name)):
             left = memoryview(data)
             while left:
                 left = left[file.write(left) :]
@@ -83,7 +85,7 @@ class Files:
         """Wait until a file's content, or a folder's list of names, is on the disk."""
         handle = os.open(path, os.O_RDONLY)
         try:
-            with _naming(path):
+            with writing(path):
                 os.fsync(handle)
         except OSError as error:
             # Some network file systems do not flush folders, and say that they cannot.
@@ -120,7 +122,7 @@ files = Files()
 # Files
 
 
-def write_file(path: Path, content: bytes | str) -> None:
+def write_file(path: Path, content: bytes | memoryview | str) -> None:
     """Write a file so that a reader, a killed process and a machine without power leave the old one or the new one.
 
     Args:
@@ -149,7 +151,8 @@ def replacing_file(path: Path) -> Iterator[Path]:
     """
     unfinished = _named(path, "tmp")
     try:
-        yield unfinished
+        with writing(unfinished, reads=True):
+            yield unfinished
         commit_file(unfinished, path)
     except BaseException:
         with suppress(OSError):
@@ -208,7 +211,8 @@ def replacing(place: Path) -> Iterator[Path]:
     building = _named(place, "tmp")
     files.mkdir(building)
     try:
-        yield building
+        with writing(building, reads=True):
+            yield building
         commit_folder(building, place)
     finally:
         with suppress(OSError):
@@ -310,7 +314,8 @@ def scratch(folder: Path, name: str) -> Iterator[Path]:
     work = _named(folder.absolute() / name, "tmp")
     files.mkdir(work)
     try:
-        yield work
+        with writing(work, reads=True):
+            yield work
     finally:
         with suppress(OSError):
             remove(work)
@@ -388,14 +393,3 @@ def _changed(path: Path) -> float:
         return path.lstat().st_mtime
     except OSError:
         return time.time()
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of the operating system that name no file name this one."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = str(path)
-        raise

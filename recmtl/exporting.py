@@ -17,6 +17,7 @@ Dimensions: B rows, N values of one feature, W width of an embedding, D columns 
 """
 
 import importlib.util
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +30,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recmtl import durable
 from recmtl.batch import Batch
 from recmtl.errors import RunError, UserError
+from recmtl.failures import ends_no_reading, writing
 from recmtl.features import table_shapes
 from recmtl.features.quantised import Precision, QuantisedTables, quantise
 from recmtl.model import Model, ModelConfig, build_model
@@ -211,6 +214,7 @@ def export_torch(package: Package, path: Path) -> Any:
 
     Raises:
         RunError: torch cannot export this model.
+        OSError: the file cannot be written.
     """
     module, given = _module(package), made_up(package, _EXAMPLE_ROWS)
     try:
@@ -218,9 +222,13 @@ def export_torch(package: Package, path: Path) -> Any:
             program = torch.export.export(
                 module, tuple(given.values()), dynamic_shapes=(_dynamic(package.schema),), strict=False
             )
-            torch.export.save(program, path)
     except Exception as error:  # whatever the tracer raises
         raise RunError(f"torch cannot export this model: {_first_line(error)}") from error
+    # Through memory: where its writer meets a full disk, torch ends the whole process.
+    whole = io.BytesIO()
+    with _quietly():
+        torch.export.save(program, whole)
+    durable.write_file(path, whole.getbuffer())
     return program
 
 
@@ -229,14 +237,19 @@ def compile_torch(program: Any, path: Path) -> None:
 
     Raises:
         RunError: there is no C++ compiler, or it fails.
+        OSError: the file cannot be written.
     """
+    whole = io.BytesIO()  # as in export_torch()
     try:
         with _quietly():
             from torch._inductor import aoti_compile_and_package
 
-            aoti_compile_and_package(program, package_path=str(path))
+            aoti_compile_and_package(program, package_path=whole)
     except Exception as error:  # whatever the compiler and its driver raise
+        if ends_no_reading(error):  # the compiler's own folder is full
+            raise
         raise RunError(f"AOTInductor cannot compile this model: {_first_line(error)}") from error
+    durable.write_file(path, whole.getbuffer())
 
 
 def export_onnx(package: Package, path: Path) -> None:
@@ -246,6 +259,7 @@ def export_onnx(package: Package, path: Path) -> None:
         UserError: onnx, onnxscript or onnxruntime is not installed; a table is managed, whose map of ids has no
             operator there.
         RunError: torch cannot export this model.
+        OSError: the file cannot be written.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
@@ -270,9 +284,10 @@ def export_onnx(package: Package, path: Path) -> None:
                 dynamic_shapes=(_dynamic(package.schema),),
             )
             assert program is not None
-            program.save(str(path), external_data=weights > _ONE_FILE)
     except Exception as error:
         raise RunError(f"torch cannot export this model to ONNX: {_first_line(error)}") from error
+    with writing(path), _quietly():
+        program.save(str(path), external_data=weights > _ONE_FILE)
 
 
 def check_torch(package: Package, path: Path, rows: Sequence[Mapping[str, Tensor]]) -> Check:

@@ -11,13 +11,19 @@ import errno
 import io
 import os
 import re
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
 from types import TracebackType
 
-__all__ = ["advice", "input_or_output", "out_of_memory"]
+__all__ = ["advice", "ends_no_reading", "input_or_output", "out_of_memory", "writing"]
 
 _IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
+_PATH_IN_TEXT = re.compile(r"\(os error \d+\): ([^\n]+)|at path \"([^\"\n]+)\"|local file '([^'\n]+)'")
+"""How Polars, safetensors and Arrow name the file that they could not open."""
+_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+"""Errors that no reading ends with."""
 _FOREIGN = {
     ("polars", "ComputeError"),
     ("pyarrow", "ArrowInvalid"),
@@ -68,6 +74,37 @@ def out_of_memory(error: BaseException) -> str | None:
         return "memory"
     native = isinstance(error, RuntimeError) or names & {("polars", "PolarsError"), ("pyo3_runtime", "PanicException")}
     return "memory" if native and _MEMORY.search(text) else None
+
+
+@contextmanager
+def writing(path: PurePath, *, reads: bool = False) -> Iterator[None]:
+    """Errors of the operating system inside of the block are about ``path``, unless they name a file themselves.
+
+    Libraries raise their errors without the name of the file. Where what is written is read from another file, the
+    name of that one would be reported instead.
+
+    Args:
+        path: the file that the block writes, or the folder of several.
+        reads: the block also reads files with functions that do not name them: only errors that no reading ends with
+            (a full disk, a used-up quota) are then about ``path``.
+
+    Raises:
+        OSError: in place of an error that names no file, with its number and ``path`` as ``filename``.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _number(error)
+        if number is None or _names(error) or (reads and not ends_no_reading(error)):
+            raise
+        found = _path(error)
+        inside = found is not None and PurePath(found).is_relative_to(path)
+        raise OSError(number, os.strerror(number), found if inside else str(path)) from error
+
+
+def ends_no_reading(error: BaseException) -> bool:
+    """Whether an error can come from writing alone: the disk is full, the quota is used up."""
+    return _number(error) in _OF_WRITING
 
 
 def input_or_output(error: BaseException) -> str | None:
@@ -134,22 +171,34 @@ def _advice_of(error: BaseException, reason: str) -> str:
 
 def _path(error: BaseException) -> str | None:
     """The file that an error is about: as it says itself, else what the code that called the library held."""
-    names = [
-        os.fsdecode(name)
-        for name in (getattr(error, "filename", None), getattr(error, "filename2", None))
-        if isinstance(name, str | bytes | os.PathLike)
-    ]
+    names = _names(error)
     if names:
-        return " → ".join(names)
+        return names[-1] if _number(error) in _OF_WRITING else " → ".join(names)
     frames = [frame.tb_frame for frame in _frames(error.__traceback__)]
     for frame in reversed(frames):
         values = list(frame.f_locals.values())
-        files = [value.name for value in values if isinstance(value, io.IOBase) and hasattr(value, "name")]
+        opened = [value for value in values if isinstance(value, io.IOBase) and hasattr(value, "name")]
+        if ends_no_reading(error):
+            opened = [value for value in opened if not isinstance(value, io.BufferedReader)]
+        files = [value.name for value in opened]
         paths = [value for value in values if isinstance(value, PurePath)]
         for found in (*files, *paths):
             if isinstance(found, str | PurePath):
                 return str(found)
     return None
+
+
+def _names(error: BaseException) -> list[str]:
+    """The files that an error names itself; of a copy the one that is read, then the one that is written."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list) and error.args[0]:
+        # Of a copied folder: source, target and reason of each file; the first is told.
+        return [str(name) for name in error.args[0][0][:2]]
+    given = (getattr(error, "filename", None), getattr(error, "filename2", None))
+    names = [os.fsdecode(name) for name in given if isinstance(name, str | bytes | os.PathLike)]
+    if names or _number(error) is None:
+        return names
+    found = _PATH_IN_TEXT.search(str(error))
+    return [] if found is None else [next(name for name in found.groups() if name is not None)]
 
 
 def _frames(traceback: TracebackType | None) -> Iterator[TracebackType]:

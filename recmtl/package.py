@@ -61,6 +61,7 @@ from recmtl.tasks import Task, Tasks
 
 if TYPE_CHECKING:
     import pandas as pd
+from recmtl.failures import writing
 
 __all__ = [
     "Contents",
@@ -215,7 +216,8 @@ def save_package(
         whole = model.tensors() if isinstance(model, Model) else model
         tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in whole.items()}
         _check_finite(folder, tensors)
-        save_file(tensors, str(temporary / _WEIGHTS))
+        with writing(temporary / _WEIGHTS):
+            save_file(tensors, str(temporary / _WEIGHTS))
         statistics.save(temporary / "statistics")
         # Where the run was tracked is no part of the model, and its address may hold what is nobody else's business.
         kept = {section: value for section, value in config.items() if section != "tracking"}
@@ -324,7 +326,8 @@ def _rewritten(
 
             _check_finite(place, tensors)
             durable.remove(temporary / _WEIGHTS)  # a file of its own: it may be linked to the old one's
-            save_file(dict(tensors), str(temporary / _WEIGHTS))
+            with writing(temporary / _WEIGHTS):
+                save_file(dict(tensors), str(temporary / _WEIGHTS))
             hashes[_WEIGHTS] = file_hash(temporary / _WEIGHTS)
         durable.remove(temporary / _HASHES)
         _write_hashes(temporary, dict(sorted(hashes.items())))

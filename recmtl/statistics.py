@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from recmtl.bounded import parse_json, read_bytes, read_model
 from recmtl.errors import RunError, UserError
+from recmtl.failures import writing
 from recmtl.reading import Reading
 
 __all__ = ["LabelStatistics", "NumberStatistics", "Profile", "Statistics", "Vocabulary"]
@@ -134,7 +135,9 @@ class Statistics:
                 "value": pa.array(vocabulary.values, pa.string()),
                 "count": pa.array(vocabulary.counts, pa.int64()),
             }
-            pq.write_table(pa.table(columns), folder / "vocabulary" / f"{name}.parquet")
+            path = folder / "vocabulary" / f"{name}.parquet"
+            with writing(path):
+                pq.write_table(pa.table(columns), path)
         rest: dict[str, Any] = {
             "tables": {name: {"dropped": vocabulary.dropped} for name, vocabulary in self.tables.items()},
             "numbers": {name: asdict(number) for name, number in self.numbers.items()},

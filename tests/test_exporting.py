@@ -1,7 +1,10 @@
 """Exports: every tower and kind of feature predicts the same there; smaller tables say what they cost."""
 
+import errno
 import importlib.util
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 import torch
 
 import recmtl
-from recmtl import exporting
+from recmtl import durable, exporting
 from recmtl.cli.base import main
 from recmtl.cli.exporting import export as _registered  # noqa: F401 - the verb
 from recmtl.config import parse_config
@@ -267,3 +270,73 @@ def test_files_are_compared_on_real_rows_too(trained: Path, tmp_path: Path) -> N
     assert about["files"]["model.pt2"]["rows"] == done.checks["model.pt2"].rows == 257 + about["validation_rows"]
     assert [each["name"] for each in about["inputs"]] == ["user_id.ids", "item_id.ids"]
     assert about["outputs"] == ["click"]
+
+
+# What cannot be written
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_package_that_cannot_be_copied_names_the_copy(
+    saved: Path,
+    tmp_path: Path,
+    number: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(source: str, target: str, **_: object) -> None:
+        raise OSError(number, os.strerror(number), source, None, target)
+
+    monkeypatch.setattr(shutil, "copy2", fail)
+    with pytest.raises(SystemExit) as exit_:
+        main(["export", "--model", str(saved), "--output", str(tmp_path / "small"), "--format", "int8"])
+    said = capsys.readouterr().err
+    assert exit_.value.code == 1
+    assert f"{tmp_path}/.small." in said
+    assert os.strerror(number) in said
+    assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_weights_that_cannot_be_written_are_named(
+    saved: Path, tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    def fail(*_: object, **__: object) -> None:
+        raise SafetensorError(f"Error while serializing: I/O error: x (os error {number})")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(SystemExit) as exit_:
+        main(["export", "--model", str(saved), "--output", str(tmp_path / "small"), "--format", "int8"])
+    said = capsys.readouterr().err
+    assert exit_.value.code == 1
+    assert said.startswith(f"error: {tmp_path}/.small.")
+    assert f"model.safetensors: {os.strerror(number)}; " in said
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_program_that_cannot_be_written_is_named(
+    package: Package, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(durable.Files):
+        def write(self, file: Any, data: bytes | memoryview) -> None:
+            raise OSError(number, os.strerror(number), file.name)
+
+    monkeypatch.setattr(durable, "files", Full())
+    with pytest.raises(OSError, match=os.strerror(number)) as raised:
+        export_torch(package, tmp_path / "model.pt2")
+    assert raised.value.filename.startswith(f"{tmp_path}/.model.pt2.")
+    assert list(tmp_path.iterdir()) == []
+
+
+@ONNX
+def test_an_onnx_file_that_cannot_be_written_is_named(package: Package, tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    path = tmp_path / "model.onnx"
+    path.symlink_to(full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        export_onnx(package, path)
+    assert raised.value.filename == str(path)

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recmtl import durable
 from recmtl.cli import exit_code_of
-from recmtl.failures import input_or_output, out_of_memory
+from recmtl.errors import RunError
+from recmtl.failures import input_or_output, out_of_memory, writing
 
 FULL = Path("/dev/full")
 """A file that can be opened, and takes nothing: every write says that the disk is full."""
@@ -50,6 +53,99 @@ def test_a_full_disk_is_told_with_the_path(write: Callable[[Path], None], tmp_pa
     path.symlink_to(FULL)  # Arrow removes what it could not write
     said = input_or_output(caught(lambda: write(path)))
     assert said == f"{path}: No space left on device; make room on this disk, then run the same command again"
+
+
+@needs_full
+@pytest.mark.parametrize("write", [write_text, write_polars, write_arrow])
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_is_written_is_named_and_not_what_is_read(
+    write: Callable[[Path], None], reads: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "full"
+    path.symlink_to(FULL)
+
+    def act() -> None:
+        source = tmp_path / "input.csv"  # what a path was guessed from
+        with writing(path, reads=reads):
+            write(path)
+        assert source
+
+    error = caught(act)
+    assert isinstance(error, OSError)
+    assert (error.errno, error.filename) == (errno.ENOSPC, str(path))
+
+
+def test_a_block_that_reads_too_is_named_by_errors_of_writing_alone(tmp_path: Path) -> None:
+    def act(number: int, reads: bool) -> BaseException:
+        def fail() -> None:
+            with writing(tmp_path / "out", reads=reads):
+                raise pl.exceptions.ComputeError(f"underlying IO error: x (os error {number})")
+
+        return caught(fail)
+
+    assert getattr(act(errno.EIO, False), "filename", None) == str(tmp_path / "out")
+    assert getattr(act(errno.ENOSPC, True), "filename", None) == str(tmp_path / "out")
+    assert isinstance(act(errno.EIO, True), pl.exceptions.ComputeError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "x", "/data/a"),
+        FileNotFoundError("No such file or directory (os error 2): /data/a\n\nwith more below"),
+        OSError(errno.EIO, "Failed to open local file '/data/a'. Detail: [errno 5] Input/output error"),
+    ],
+    ids=["Python", "Polars", "Arrow"],
+)
+def test_an_error_that_names_its_file_keeps_it(error: OSError, tmp_path: Path) -> None:
+    def act() -> None:
+        with writing(tmp_path / "out"):
+            raise error
+
+    assert caught(act) is error
+    said = input_or_output(error)
+    assert said is not None
+    assert said.startswith("/data/a: ")
+
+
+def test_an_error_about_no_file_stays_what_it_is(tmp_path: Path) -> None:
+    def act() -> None:
+        with writing(tmp_path / "out"):
+            raise error
+
+    for error in (RunError("input.csv cannot be read"), ValueError("[Errno 5]"), pl.exceptions.ComputeError("x")):
+        assert caught(act) is error
+
+
+@pytest.mark.parametrize(
+    "make",
+    [durable.replacing, durable.replacing_file, lambda path: durable.scratch(path.parent, path.name)],
+    ids=["folder", "file", "scratch"],
+)
+def test_a_full_disk_is_about_what_takes_a_place(make: Callable[[Path], Any], tmp_path: Path) -> None:
+    def act() -> None:
+        source = tmp_path / "input"
+        with make(tmp_path / "out"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert source
+
+    error = caught(act)
+    assert isinstance(error, OSError)
+    assert str(error.filename).startswith(f"{tmp_path}/.out.")
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_full
+def test_of_a_copy_the_full_side_is_told(tmp_path: Path) -> None:
+    source, target = tmp_path / "from" / "a", tmp_path / "to" / "a"
+    source.parent.mkdir()
+    source.write_text("x")
+    target.parent.mkdir()
+    target.symlink_to(FULL)
+    full = f"{target}: No space left on device; make room on this disk, then run the same command again"
+    assert input_or_output(caught(lambda: shutil.copyfile(source, target))) == full
+    of_folder = caught(lambda: shutil.copytree(source.parent, target.parent, dirs_exist_ok=True))
+    assert input_or_output(of_folder) == full
 
 
 @pytest.mark.parametrize(

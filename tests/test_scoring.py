@@ -1,5 +1,6 @@
 """Scoring files: parts, CSV as Parquet, the same bytes by any number of processes, resumed after a kill, the best k."""
 
+import errno
 import gzip
 import hashlib
 import json
@@ -26,6 +27,7 @@ from polars.testing import assert_frame_equal
 from recmtl import durable
 from recmtl.calibration import Calibrations, Platt, TargetCalibration
 from recmtl.errors import RunError, UserError
+from recmtl.failures import input_or_output
 from recmtl.fusion import Fusion
 from recmtl.package import Package, load_package, with_calibration, with_fusion
 from recmtl.progress import Silent
@@ -677,3 +679,39 @@ def test_numbers_may_be_written_in_another_style(package: Package, tmp_path: Pat
     found = _scored(package, tmp_path, "rows.csv", csv=csv, style=style).select(package.prediction_columns)
     expected = package.predict(pl.DataFrame({"user_id": [1, 2], "price": [1234.5, 2.0]}))
     np.testing.assert_allclose(found.to_numpy(), expected.to_numpy(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "number", "method", "written"),
+    [
+        (".csv", errno.EIO, "write_batch", "text/00000.tmp/text-00000.parquet"),
+        (".csv", errno.ENOSPC, "write_batch", "text/00000.tmp/text-00000.parquet"),
+        (".parquet", errno.EIO, "write_table", "scored"),
+        (".jsonl", errno.EIO, "write_table", "text/00000.tmp/text-00000"),
+        (".parquet", errno.ENOSPC, "write_table", "scored"),
+    ],
+)
+def test_a_disk_that_fails_names_what_is_written_and_not_the_input(
+    package: Package,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    number: int,
+    method: str,
+    written: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, f"Error writing bytes to file. Detail: [errno {number}]")  # as Arrow says it
+
+    rows = ROWS.select("user_id", "item_id", "price")
+    path = tmp_path / f"a{suffix}"
+    {".csv": rows.write_csv, ".jsonl": rows.write_ndjson, ".parquet": rows.write_parquet}[suffix](path)
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetWriter, method, fail)
+        with pytest.raises(OSError, match=os.strerror(number)) as raised:
+            predict_files(package, str(path), tmp_path / "out", progress=Silent())
+    said = input_or_output(raised.value)
+    assert said is not None
+    assert said.startswith(f"{tmp_path / '.out.predicting' / written}")
+    assert os.strerror(number) in said
+    assert predict_files(package, str(path), tmp_path / "out", progress=Silent()).rows == 5

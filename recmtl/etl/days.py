@@ -76,6 +76,7 @@ from recmtl.etl.sources.event_log import (
 from recmtl.etl.sources.synthetic import SyntheticConfig, default_features, event_log_config, write_logs
 from recmtl.etl.validate import TimeUnit, Uses
 from recmtl.expansion import ExpandedPath
+from recmtl.failures import writing
 from recmtl.locks import held
 from recmtl.manifest import Columns, Manifest, file_hash
 from recmtl.progress import Progress
@@ -491,7 +492,8 @@ class _Days:
             target = fresh / f"{one}.parquet"
             # By instants, so that of a log in order only the day's row groups are read.
             inside = (pl.col("time") >= pl.lit(begin, _UTC)) & (pl.col("time") < pl.lit(end, _UTC))
-            ingested.frame.filter(inside).drop(ROW).sink_parquet(target, row_group_size=_ROW_GROUP)
+            with writing(target):
+                ingested.frame.filter(inside).drop(ROW).sink_parquet(target, row_group_size=_ROW_GROUP)
             days[one.isoformat()] = {"rows": rows, "hash": file_hash(target)}
         for number, rejects in enumerate(ingested.rejected_files):
             shutil.copyfile(rejects, fresh / f"rejected-{number}.parquet")
@@ -681,7 +683,7 @@ class _Days:
             durable.make_folder(path.parent)
             rows = self.slice("impressions", day)
             assert rows is not None
-            with durable.replacing_file(path) as unfinished:
+            with durable.replacing_file(path) as unfinished, writing(unfinished):
                 rows.sink_parquet(unfinished, row_group_size=_ROW_GROUP)
             stated.update(slices=made_of, rows=file_hash(path))
         return pl.scan_parquet(path, glob=False)
@@ -700,7 +702,9 @@ class _Days:
             path = self.labels(day, name)
             durable.make_folder(path.parent)
             with durable.replacing_file(path) as unfinished:
-                frame.sort(ROW).collect(engine="streaming").write_parquet(unfinished)
+                rows = frame.sort(ROW).collect(engine="streaming")
+                with writing(unfinished):
+                    rows.write_parquet(unfinished)
                 labels[name] = file_hash(unfinished)
         for place in (self.folder(day), self.folder(day) / "labels"):
             durable.remove_litter(place, held=True)
@@ -839,7 +843,8 @@ class _Dataset:
             path = work / f"day-{day}.parquet"
             rows = self._split(day, self._labelled(day))
             rows = self._joined(rows, tables).with_row_index(ROW, offset).with_columns(_whole(ROW))
-            rows.sink_parquet(path, row_group_size=_ROW_GROUP)
+            with writing(path):
+                rows.sink_parquet(path, row_group_size=_ROW_GROUP)
             offset += _height(path)
             parts.append(pl.scan_parquet(path, glob=False))
         frame = together(parts, "data.source")

@@ -25,6 +25,7 @@ from recmtl.etl import json_lines
 from recmtl.etl.json_lines import Malformed
 from recmtl.etl.partitions import Partition, partitions
 from recmtl.etl.streams import REPLACEMENT, FileKind, TextStream, Undecodable, encoding_setting, is_parquet, kind_of
+from recmtl.failures import ends_no_reading, writing
 
 __all__ = [
     "FILE",
@@ -367,7 +368,9 @@ def naming_damage(
     def reading(name: str, files: Mapping[str, Path], where: str, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return function(name, files, where, *args, **kwargs)
-        except (pl.exceptions.PolarsError, OSError):
+        except (pl.exceptions.PolarsError, OSError) as error:
+            if ends_no_reading(error):
+                raise
             for file, path in files.items():
                 _require_readable(file, path, where)
             raise
@@ -496,7 +499,8 @@ def _stage_text(
             headless=names is not None,
             malformed=aside,
         )
-        with pq.ParquetWriter(out, schema, compression="lz4") as writer:
+        # What fails to be read is named already, by the stream.
+        with writing(out), pq.ParquetWriter(out, schema, compression="lz4") as writer:
             for batch in _batches(reader, file, where):
                 rows += batch.num_rows
                 if batch.num_rows:

@@ -17,6 +17,7 @@ from recmtl.etl import files as raw_files
 from recmtl.etl.condition import Condition, names_in
 from recmtl.etl.names import refuse_reserved
 from recmtl.etl.validate import REASON, Rules, TimeUnit, Typing, number_text, see_types
+from recmtl.failures import writing
 from recmtl.manifest import ROW
 from recmtl.reading import Unread
 
@@ -146,21 +147,22 @@ def ingest(
     negatives = _negatives(kept_rows, [c for c in amounts if c not in reads], rename, rules)
     good, bad, lines = work / "good.parquet", work / "rejected.parquet", work / "rejected-lines.parquet"
     values = work / "values.parquet"
-    pl.collect_all(
-        [
-            trusted.select(source, *origin, *_unread_values(typing.unread, as_written))
-            .filter(pl.any_horizontal(pl.exclude(_ABOUT).is_not_null()))
-            .sink_parquet(values, lazy=True),
-            kept_rows.select(typing.typed())
-            .with_row_index(ROW)
-            .with_columns(pl.col(ROW).cast(pl.Int64))
-            .sink_parquet(good, row_group_size=_ROW_GROUP, lazy=True),
-            judged.filter(pl.col(REASON).is_not_null())
-            .select(source, *origin, pl.col(REASON).alias("reason"), text.struct.json_encode().alias("row"))
-            .sink_parquet(bad, lazy=True),
-        ],
-        engine="streaming",
-    )
+    with writing(work):
+        pl.collect_all(
+            [
+                trusted.select(source, *origin, *_unread_values(typing.unread, as_written))
+                .filter(pl.any_horizontal(pl.exclude(_ABOUT).is_not_null()))
+                .sink_parquet(values, lazy=True),
+                kept_rows.select(typing.typed())
+                .with_row_index(ROW)
+                .with_columns(pl.col(ROW).cast(pl.Int64))
+                .sink_parquet(good, row_group_size=_ROW_GROUP, lazy=True),
+                judged.filter(pl.col(REASON).is_not_null())
+                .select(source, *origin, pl.col(REASON).alias("reason"), text.struct.json_encode().alias("row"))
+                .sink_parquet(bad, lazy=True),
+            ],
+            engine="streaming",
+        )
     rejected = dict(pl.scan_parquet(bad, glob=False).group_by("reason").len().sort("reason").collect().iter_rows())
     rejected_files = [bad] if rejected else []
     if raw.malformed:
@@ -170,7 +172,8 @@ def ingest(
             schema={"file": pl.String, "file_row": pl.Int64, "reason": pl.String, "row": pl.String},
             orient="row",
         )
-        malformed.select(source, pl.all()).write_parquet(lines)
+        with writing(lines):
+            malformed.select(source, pl.all()).write_parquet(lines)
         rejected_files.append(lines)
     # Without a condition the good rows are those, and need not be read once more.
     rows = pl.scan_parquet(good, glob=False) if condition is None else trusted.select(typing.typed())
@@ -326,7 +329,8 @@ def _long(values: Path, out: Path) -> Path:
         )
         for name in columns
     ]
-    pl.concat(parts).sink_parquet(out)
+    with writing(out):
+        pl.concat(parts).sink_parquet(out)
     return out
 
 
@@ -362,13 +366,14 @@ def _without_duplicates(log: Ingested, good: Path) -> Ingested:
     if doomed.is_empty():
         return log
     unique = good.with_name("unique.parquet")
-    (
+    kept = (
         log.frame.join(doomed.lazy(), on=ROW, how="anti", maintain_order="left")
         .drop(ROW)
         .with_row_index(ROW)
         .with_columns(pl.col(ROW).cast(pl.Int64))
-        .sink_parquet(unique, row_group_size=_ROW_GROUP)
     )
+    with writing(unique):
+        kept.sink_parquet(unique, row_group_size=_ROW_GROUP)
     good.unlink()
     return replace(log, frame=pl.scan_parquet(unique, glob=False), rows=log.rows - len(doomed), duplicates=len(doomed))
 

@@ -13,6 +13,7 @@ import polars as pl
 from recmtl.errors import UserError
 from recmtl.etl.encode import canonical
 from recmtl.etl.mask import read_label
+from recmtl.failures import writing
 from recmtl.manifest import ROW, Columns
 from recmtl.tasks import Task, Tasks
 
@@ -79,13 +80,15 @@ class InvalidLabels:
             if not invalid.any():
                 continue
             path = self._folder / f"{name}-{len(self._parts[name]):05}.parquet"
-            frame.filter(invalid).select(
+            rows = frame.filter(invalid).select(
                 pl.lit(name).alias("task"),
                 pl.lit(task.label).alias("column"),
                 canonical(pl.col(task.label), dtype).alias("value"),
                 pl.col(ROW).cast(pl.Int64).alias("row"),
                 (pl.struct(self._keys).struct.json_encode() if self._keys else pl.lit(None, pl.String)).alias("keys"),
-            ).write_parquet(path)
+            )
+            with writing(path):
+                rows.write_parquet(path)
             self._parts[name].append(path)
 
     def write(self, path: Path) -> bool:
@@ -96,7 +99,8 @@ class InvalidLabels:
         """
         parts = [part for parts in self._parts.values() for part in parts]
         if parts:
-            pl.scan_parquet(parts, glob=False).sink_parquet(path)
+            with writing(path):
+                pl.scan_parquet(parts, glob=False).sink_parquet(path)
         return bool(parts)
 
     def judge(self, most: float, rows: Sequence[Path], *, kept: Path, refused: Path) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from recmtl.errors import UserError
 from recmtl.etl.streams import TextStream, Undecodable
+from recmtl.failures import writing
 
 __all__ = ["MAX_COLUMNS", "MAX_DEPTH", "MAX_LINE", "Malformed", "column_names", "stage"]
 
@@ -287,7 +288,7 @@ def stage(
     if row_column is not None:
         schema = schema.append(pa.field(row_column, pa.int64()))
     for parts, target in zip(staged, targets, strict=True):
-        with pq.ParquetWriter(target, schema, compression="lz4") as writer:
+        with writing(target), pq.ParquetWriter(target, schema, compression="lz4") as writer:
             for group in _groups(parts, schema):
                 writer.write_table(group)
     return malformed, undecodable
@@ -332,7 +333,8 @@ def _write_tokens(
         arrays[row_column] = pa.array(numbers, pa.int64())
     if not arrays:  # empty objects alone
         arrays[""] = pa.nulls(len(rows), pa.string())
-    pq.write_table(pa.table(arrays), part, compression="lz4")
+    with writing(part):
+        pq.write_table(pa.table(arrays), part, compression="lz4")
 
 
 def _groups(parts: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:

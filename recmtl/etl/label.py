@@ -20,6 +20,7 @@ import polars as pl
 
 from recmtl.etl.ingest import ROW
 from recmtl.etl.partition import partition
+from recmtl.failures import writing
 
 __all__ = ["IMPRESSION", "Attributed", "Follows", "Labels", "attribute", "label"]
 
@@ -160,7 +161,8 @@ def label(
             )
             unattributed.update(found.unattributed)
             parts.append(folder / f"first-{number:05}.parquet")
-            found.first.write_parquet(parts[-1], compression="lz4")
+            with writing(parts[-1]):
+                found.first.write_parquet(parts[-1], compression="lz4")
         firsts[name] = pl.scan_parquet(parts, glob=False)
         columns = {_START: "time", _VALUE: "value"} if value is not None else {_START: "time"}
         labels[name] = Labels(firsts[name].select(ROW, *columns).rename(columns), dict(sorted(unattributed.items())))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
+from recmtl.failures import writing
+
 __all__ = ["BUCKET_BYTES", "bucket_count", "partition"]
 
 BUCKET_BYTES = 1 << 29
@@ -36,11 +38,12 @@ def partition(frame: pl.LazyFrame, by: Sequence[str], count: int, folder: Path) 
         return [frame]
     schema = frame.collect_schema()
     bucket = (pl.struct(by).hash() % count).cast(pl.Int32).alias("bucket")
-    frame.sink_parquet(
-        pl.PartitionBy(folder, key=bucket, include_key=False),
-        compression="lz4",
-        mkdir=True,
-    )
+    with writing(folder):
+        frame.sink_parquet(
+            pl.PartitionBy(folder, key=bucket, include_key=False),
+            compression="lz4",
+            mkdir=True,
+        )
     buckets = []
     for number in range(count):
         parts = sorted((folder / f"bucket={number}").glob("*.parquet"))

@@ -37,6 +37,7 @@ from recmtl.etl.sources import SOURCES, LabelledLog
 from recmtl.etl.split import SplitConfig, SplitPlan, plan_split
 from recmtl.etl.validate import Uses, number_text
 from recmtl.expansion import ExpandedPath
+from recmtl.failures import writing
 from recmtl.locks import held
 from recmtl.manifest import ROW, SPLITS, Manifest, Shard, SplitSummary, TaskSummary, file_hash
 from recmtl.progress import Progress
@@ -389,12 +390,14 @@ class _Build:
         given = self._log.frame.filter(text.str.strip_chars() != "")
         wrong = given.filter(is_bracketed(text)).filter(list_items(text, feature.separator).is_null())
         file = self._work / f"lists-{feature.name}.parquet"
-        wrong.select(
+        rows = wrong.select(
             pl.lit(self._data.source.kind).alias("source"),  # type: ignore[attr-defined]
             pl.lit(f"{feature.column} is no list of single values").alias("reason"),
             pl.struct(text).struct.json_encode().alias("row"),
             text.alias("value"),
-        ).sink_parquet(file)
+        )
+        with writing(file):
+            rows.sink_parquet(file)
         kept = pl.scan_parquet(file, glob=False)
         count = kept.select(pl.len()).collect().item()
         if not count:
@@ -513,7 +516,8 @@ class _Build:
                     frame = encode_labels(frame.lazy(), self._tasks, times[split]).collect()
                     counts[split].add(frame)
                     path = folder / f"{split}-{part.number:05}.parquet"
-                    frame.write_parquet(path, compression="lz4")
+                    with writing(path):
+                        frame.write_parquet(path, compression="lz4")
                     for file in part.files:
                         file.unlink()
                     labelled[split].append(path)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from recmtl.etl.split import SPLIT_TYPE, mixed
+from recmtl.failures import writing
 from recmtl.manifest import ROW, SPLITS, Shard, file_hash
 
 __all__ = ["ROW_GROUP_ROWS", "StagedPart", "load_part", "stage_parts", "write_shard"]
@@ -64,12 +65,13 @@ def stage_parts(
             )
         part = pl.when(split == pl.lit(name, SPLIT_TYPE)).then(number).otherwise(part)
     wanted = frame.select(*columns, split.cast(pl.String).alias(_SPLIT), part.alias(_PART))
-    wanted.sink_parquet(
-        pl.PartitionBy(folder, key=[_SPLIT, _PART], include_key=False),
-        mkdir=True,
-        compression="lz4",
-        engine="streaming",
-    )
+    with writing(folder):
+        wanted.sink_parquet(
+            pl.PartitionBy(folder, key=[_SPLIT, _PART], include_key=False),
+            mkdir=True,
+            compression="lz4",
+            engine="streaming",
+        )
     found: dict[str, list[StagedPart]] = {}
     for name in SPLITS:
         found[name] = []
@@ -97,5 +99,6 @@ def write_shard(frame: pl.DataFrame, folder: Path, name: str) -> Shard:
     """Write one shard as ``folder / name``, in row groups of :data:`ROW_GROUP_ROWS`."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    frame.write_parquet(path, compression="lz4", row_group_size=ROW_GROUP_ROWS)
+    with writing(path):
+        frame.write_parquet(path, compression="lz4", row_group_size=ROW_GROUP_ROWS)
     return Shard(path=name, rows=frame.height, sha256=file_hash(path))

@@ -21,6 +21,7 @@ import torch
 
 from recmtl import durable
 from recmtl.errors import UserError
+from recmtl.failures import writing
 from recmtl.manifest import file_hash
 from recmtl.package import Package
 from recmtl.reading import NumberStyle, Unread
@@ -163,7 +164,8 @@ def write_part(
         unread: what to note in the file, for :func:`unread_in`, once the frames are written.
     """
     rows = 0
-    with durable.replacing_file(path) as unfinished:
+    # What fails to be read is named already, by what makes the frames.
+    with durable.replacing_file(path) as unfinished, writing(unfinished):
         writer: pq.ParquetWriter | None = None
         for frame in frames:
             rows += frame.height

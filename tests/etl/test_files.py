@@ -1,10 +1,12 @@
 """Files found and read: kinds, compression, encodings, columns of folders, origins of rows, and what cannot be read."""
 
 import bz2
+import errno
 import gzip
 import io
 import json
 import lzma
+import os
 import uuid
 from collections.abc import Callable
 from datetime import date
@@ -18,6 +20,12 @@ import pytest
 from recmtl.errors import UserError
 from recmtl.etl import files as raw_files
 from recmtl.etl.files import FILE, FILE_ROW, find, header, scan
+from recmtl.etl.ingest import ROW, ingest
+from recmtl.etl.partition import partition
+from recmtl.etl.shards import stage_parts, write_shard
+from recmtl.etl.split import SPLIT_TYPE
+from recmtl.etl.validate import Rules
+from recmtl.failures import input_or_output
 
 
 def _zstd(data: bytes) -> bytes:
@@ -377,3 +385,95 @@ def test_lists_of_structs_of_lists_are_read(tmp_path: Path) -> None:
     rows = [{"a": [{"b": [[1, 2]], "c": {"d": {"e": [None]}}}]}]
     pl.DataFrame({"likes": rows}).write_parquet(tmp_path / "nested.parquet")
     assert header(tmp_path / "nested.parquet", "--input") == ["likes"]
+
+
+# What cannot be written
+
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+
+
+def _log(tmp_path: Path, suffix: str) -> Path:
+    path = tmp_path / f"input{suffix}"
+    frame = pl.DataFrame({"a": range(1000)})
+    if suffix == ".parquet":
+        frame.write_parquet(path)
+    elif suffix == ".jsonl":
+        frame.write_ndjson(path)
+    else:
+        frame.write_csv(path)
+    return path
+
+
+@needs_full
+@pytest.mark.parametrize(
+    ("suffix", "staged"),
+    [(".csv", "text-00000.parquet"), (".jsonl", "text-00000.parquet"), (".jsonl", "text-00000-00000.tokens")],
+)
+def test_a_full_disk_names_what_is_staged_and_not_the_log(tmp_path: Path, suffix: str, staged: str) -> None:
+    path = _log(tmp_path, suffix)
+    target = tmp_path / "work" / staged
+    target.parent.mkdir()
+    target.symlink_to(FULL)
+    with pytest.raises(OSError, match="No space left") as raised:
+        scan({"input": path}, "x", tmp_path / "work")
+    assert raised.value.filename == str(target)
+
+
+@needs_full
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_full_disk_names_where_the_good_rows_go(tmp_path: Path, suffix: str) -> None:
+    path = _log(tmp_path, suffix)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "good.parquet").symlink_to(FULL)
+    with pytest.raises(OSError, match="No space left") as raised:
+        ingest("log", {"input": path}, "x", tmp_path / "work", rules=Rules(), deduplicate=False)
+    assert raised.value.filename == str(tmp_path / "work")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_failing_disk_names_where_the_good_rows_go(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise pl.exceptions.ComputeError("parquet: underlying IO error: Input/output error (os error 5)")
+
+    path = _log(tmp_path, suffix)
+    monkeypatch.setattr(pl, "collect_all", fail)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        ingest("log", {"input": path}, "x", tmp_path / "work", rules=Rules(), deduplicate=False)
+    said = input_or_output(raised.value)
+    assert said is not None
+    assert said.startswith(f"{tmp_path / 'work'}: Input/output error; the disk")
+
+
+@pytest.mark.parametrize(
+    ("write", "written"),
+    [
+        (lambda rows, folder: write_shard(rows, folder, "train/a.parquet"), "train/a.parquet"),
+        (lambda rows, folder: partition(rows.lazy(), [ROW], 2, folder / "buckets"), "buckets"),
+        (
+            lambda rows, folder: stage_parts(
+                rows.lazy(), pl.lit("train", SPLIT_TYPE), [ROW], seed=0, rows_per_part=2, folder=folder / "parts"
+            ),
+            "parts",
+        ),
+    ],
+    ids=["shard", "buckets", "parts"],
+)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_what_polars_cannot_write_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    write: Callable[[pl.DataFrame, Path], object],
+    written: str,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise pl.exceptions.ComputeError(f"parquet: underlying IO error: {os.strerror(number)} (os error {number})")
+
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", fail)
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", fail)
+    with pytest.raises(OSError, match=os.strerror(number)) as raised:
+        write(pl.DataFrame({ROW: range(9)}), tmp_path)
+    assert raised.value.filename == str(tmp_path / written)

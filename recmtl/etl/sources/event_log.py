@@ -37,6 +37,7 @@ from recmtl.etl.sources.base import (
     check_style,
 )
 from recmtl.etl.validate import ANY_USE, EARLIEST, ColumnType, Rules, TimeRule, TimeUnit, Uses
+from recmtl.failures import writing
 from recmtl.manifest import Columns
 from recmtl.progress import Progress
 from recmtl.reading import MISSING_TEXTS, CsvFormat, NumberStyle, Unread
@@ -759,7 +760,8 @@ def _assemble(
             needed = table.join(frames["impressions"].filter(inside).select(key).unique(), on=key, how="semi")
             block = join_table(block, needed, key, renames[name])
         parts.append(folder / f"part-{number:05}.parquet")
-        block.sink_parquet(parts[-1], row_group_size=1 << 17)
+        with writing(parts[-1]):
+            block.sink_parquet(parts[-1], row_group_size=1 << 17)
     return pl.scan_parquet(parts, glob=False)
 
 

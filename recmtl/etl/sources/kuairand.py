@@ -21,6 +21,7 @@ from recmtl.etl.ingest import Ingested, distinct_names, ingest, join_table, one_
 from recmtl.etl.sources.base import LabelledLog, Paths
 from recmtl.etl.validate import ANY_USE, ColumnType, Rules, TimeRule, Uses
 from recmtl.expansion import ExpandedPath
+from recmtl.failures import writing
 from recmtl.manifest import Columns
 from recmtl.progress import Progress
 from recmtl.schema import Feature
@@ -159,7 +160,8 @@ def read(config: KuaiRandConfig, work: Path, progress: Progress, *, uses: Uses =
         unique_key(table, keys[name], f"{_WHERE}: {next(iter(files[name]))}")
         rows = join_table(rows, frames[name], keys[name], renames[prefixes[name]])
     out = work / "rows.parquet"
-    rows.sink_parquet(out, row_group_size=1 << 17)
+    with writing(out):
+        rows.sink_parquet(out, row_group_size=1 << 17)
     frame = pl.scan_parquet(out, glob=False)
     names = frame.collect_schema().names()
     return LabelledLog(

@@ -18,6 +18,7 @@ from recmtl.etl.ingest import Ingested, ingest, join_table, one_type, unique_key
 from recmtl.etl.sources.base import LabelledLog
 from recmtl.etl.validate import ANY_USE, ColumnType, Rules, TimeRule, Uses
 from recmtl.expansion import ExpandedPath
+from recmtl.failures import writing
 from recmtl.manifest import Columns
 from recmtl.progress import Progress
 from recmtl.schema import Feature
@@ -159,7 +160,8 @@ def read(config: MovieLensConfig, work: Path, progress: Progress, *, uses: Uses 
         unique_key(logs["users"], "user_id", str(paths["users"]))
         rows = join_table(rows, frames["users"], "user_id", {})
     out = work / "rows.parquet"
-    rows.sink_parquet(out, row_group_size=1 << 17)
+    with writing(out):
+        rows.sink_parquet(out, row_group_size=1 << 17)
     frame = pl.scan_parquet(out, glob=False)
     return LabelledLog(
         frame=frame,
