@@ -33,7 +33,7 @@ from recmtl.batch import Batch
 from recmtl.errors import RunError
 from recmtl.etl.convert import RowEncoder
 from recmtl.manifest import Manifest, Shard, file_hash, inside
-from recmtl.reading import Unread
+from recmtl.reading import Unread, add_unread
 from recmtl.rows import Bags, Ints, InTurn, Layout, Rows
 from recmtl.schema import Schema
 from recmtl.statistics import Statistics
@@ -295,8 +295,7 @@ class Loader:
         rows = self._encoder.rows(raw, found)
         if found:
             with self._noting:
-                for name, unread in found.items():
-                    self.unread[name] = unread.joined(self.unread[name]) if name in self.unread else unread
+                add_unread(self.unread, found)
         return rows
 
     def _read(self, group: "_RowGroup", start: int, into: Rows) -> dict[str, Bags]:

@@ -5,16 +5,23 @@ beside the statistics, in a prepared dataset and in every package. :mod:`recmtl.
 evaluation, of ``recmtl predict``, of a request and of MLflow's model alike.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 
 from recmtl.settings import Settings
 
-__all__ = ["FORMAT", "MISSING_TEXTS", "ColumnReading", "ColumnType", "CsvFormat", "NumberStyle", "Reading", "Unread"]
-
-FORMAT = 1
-"""Version of ``reading.json``."""
+__all__ = [
+    "MISSING_TEXTS",
+    "ColumnReading",
+    "ColumnType",
+    "CsvFormat",
+    "NumberStyle",
+    "Reading",
+    "Unread",
+    "add_unread",
+]
 
 MISSING_TEXTS = ("", "null", "NULL", "nan", "NaN", "None", "\\N")
 """Texts that stand for a missing value in CSV, unless the source says otherwise."""
@@ -62,6 +69,12 @@ class Unread(Settings):
             examples=tuple(dict.fromkeys([*self.examples, *other.examples]))[:3],
             why=self.why or other.why,
         )
+
+
+def add_unread(total: dict[str, Unread], found: Mapping[str, Unread]) -> None:
+    """Add the unreadable values of more rows to ``total``, column by column."""
+    for name, unread in found.items():
+        total[name] = unread.joined(total[name]) if name in total else unread
 
 
 class NumberStyle(Settings):
@@ -126,6 +139,7 @@ class Reading(Settings):
     """How the columns that a model reads were read in training."""
 
     format: Literal[1] = 1
+    """Version of ``reading.json``."""
     columns: dict[str, ColumnReading]
     """By the column's name in the training data."""
     csv: CsvFormat = CsvFormat()

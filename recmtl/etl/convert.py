@@ -18,9 +18,18 @@ import polars as pl
 
 from recmtl.errors import UserError
 from recmtl.etl.encode import LARGEST_NUMBER, Encoder, bag_values, canonical
-from recmtl.etl.validate import EXACT_FLOATS, TimeRule, epoch_time, iso_time, local_time, number_text, time_expression
+from recmtl.etl.validate import (
+    EXACT_FLOATS,
+    WHOLE_NUMBER,
+    TimeRule,
+    epoch_time,
+    iso_time,
+    local_time,
+    number_text,
+    time_expression,
+)
 from recmtl.manifest import Columns
-from recmtl.reading import ColumnReading, ColumnType, CsvFormat, NumberStyle, Reading, Unread
+from recmtl.reading import ColumnReading, ColumnType, CsvFormat, NumberStyle, Reading, Unread, add_unread
 from recmtl.schema import Schema
 from recmtl.statistics import Statistics
 
@@ -28,7 +37,6 @@ __all__ = ["Conventions", "Converter", "RowEncoder", "column_type", "refuse", "s
 
 _LOOKS_LIKE_NUMBER = r"^\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*$"
 _UNSIGNED = r"^(?:0|[1-9]\d*)$"
-_WHOLE = r"^(?:0|-?[1-9]\d*)$"
 _POINT_ZEROS = r"\.0+$"
 _CSV, _STYLE = CsvFormat(), NumberStyle()
 _NUMBERS: tuple[ColumnType, ...] = ("integer", "float", "float32", "decimal")
@@ -351,7 +359,7 @@ def _number_as_text(raw: pl.Expr, how: ColumnReading) -> pl.Expr:
         plain = pl.when(plain.str.contains(r"^-?\d+\.\d*$")).then(plain.str.replace(r"\.?0+$", "")).otherwise(plain)
         return pl.coalesce(plain.str.replace(r"^-0$", "0"), raw)
     whole = plain.str.replace(_POINT_ZEROS, "")
-    return pl.when(whole.str.contains(_WHOLE)).then(whole).otherwise(raw)
+    return pl.when(whole.str.contains(WHOLE_NUMBER)).then(whole).otherwise(raw)
 
 
 def _quantity(name: str, raw: pl.Expr, dtype: pl.DataType, how: ColumnReading) -> _Converted | None:
@@ -631,6 +639,5 @@ class RowEncoder:
         if unread is None:
             refuse(problems)
         else:
-            for name, problem in problems.items():
-                unread[name] = problem.joined(unread[name]) if name in unread else problem
+            add_unread(unread, problems)
         return self._encoder.rows(frame)

@@ -80,7 +80,7 @@ from recmtl.failures import writing
 from recmtl.locks import held
 from recmtl.manifest import Columns, Manifest, file_hash
 from recmtl.progress import Progress
-from recmtl.reading import Unread
+from recmtl.reading import Unread, add_unread
 from recmtl.schema import Feature
 from recmtl.settings import Settings
 from recmtl.statistics import Statistics
@@ -906,9 +906,7 @@ class _Dataset:
         """Column → some of its values, over the files of a log."""
         found: dict[str, Unread] = {}
         for entry in self._entries(log):
-            for name, stated in entry[what].items():
-                one = Unread.model_validate(stated)
-                found[name] = one.joined(found[name]) if name in found else one
+            add_unread(found, {name: Unread.model_validate(stated) for name, stated in entry[what].items()})
         return found
 
     def _labelled(self, day: date) -> pl.LazyFrame:

@@ -26,12 +26,12 @@ from recmtl.etl.json_lines import Malformed
 from recmtl.etl.partitions import Partition, partitions
 from recmtl.etl.streams import REPLACEMENT, FileKind, TextStream, Undecodable, encoding_setting, is_parquet, kind_of
 from recmtl.failures import ends_no_reading, writing
+from recmtl.reading import MISSING_TEXTS
 
 __all__ = [
     "FILE",
     "FILE_ROW",
     "MALFORMED",
-    "MISSING_TEXTS",
     "TAG",
     "FileKind",
     "Malformed",
@@ -62,9 +62,6 @@ FILE = "file:name"
 """The column that :func:`scan` fills with the file's name, as the user wrote it."""
 FILE_ROW = "file:row"
 """The column that :func:`scan` fills with the row's number within its file, from 1; a CSV's header is not counted."""
-
-MISSING_TEXTS = ("", "null", "NULL", "nan", "NaN", "None", "\\N")
-"""Texts that stand for a missing value in CSV, unless the source says otherwise."""
 
 _BLOCK_BYTES = 1 << 24
 _SHOWN = 1000

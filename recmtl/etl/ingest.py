@@ -19,7 +19,7 @@ from recmtl.etl.names import refuse_reserved
 from recmtl.etl.validate import REASON, Rules, TimeUnit, Typing, number_text, see_types
 from recmtl.failures import writing
 from recmtl.manifest import ROW
-from recmtl.reading import Unread
+from recmtl.reading import MISSING_TEXTS, Unread
 
 __all__ = ["ROW", "Ingested", "distinct_names", "ingest", "join_table", "one_type", "unique_key"]
 
@@ -81,7 +81,7 @@ def ingest(
     deduplicate: bool,
     separator: str = ",",
     encoding: str = "utf8",
-    missing: Sequence[str] = raw_files.MISSING_TEXTS,
+    missing: Sequence[str] = MISSING_TEXTS,
     names: Sequence[str] | None = None,
     quote: str | bool = True,
     tags: Mapping[str, str] | None = None,

@@ -23,6 +23,7 @@ __all__ = [
     "BAD_SHARE",
     "EXACT_FLOATS",
     "REASON",
+    "WHOLE_NUMBER",
     "ColumnType",
     "Rules",
     "TimeRule",
@@ -73,7 +74,7 @@ _BASIC = r"^\s*(\d{4})(\d{2})(\d{2})[Tt](\d{2})(\d{2})"
 """ISO 8601 without separators, 20240301T101500Z: put into the other form before it is read."""
 _LEADING_ZERO = r"^[+-]?0\d"
 _DIGITS = r"^[+-]?\d+$"
-_PLAIN = r"^(?:0|-?[1-9]\d*)$"
+WHOLE_NUMBER = r"^(?:0|-?[1-9]\d*)$"
 """A whole number as every program writes it."""
 _POINT_ZERO = r"^(?:0|-?[1-9]\d{0,14})\.0$"
 """A whole number as a column of floats writes it; below 2^53."""
@@ -417,7 +418,7 @@ def _evidence(schema: Mapping[str, pl.DataType], rules: Rules, keys: Sequence[st
             if name in keys or _is_id(name, rules):
                 exponent = stripped.str.contains(_EXPONENT)
                 found += [
-                    (stripped.str.contains(_PLAIN) & stripped.cast(pl.Int64, strict=False).is_not_null())
+                    (stripped.str.contains(WHOLE_NUMBER) & stripped.cast(pl.Int64, strict=False).is_not_null())
                     .sum()
                     .alias(f"{name}/plain"),
                     stripped.str.contains(_POINT_ZERO).sum().alias(f"{name}/point_zero"),

@@ -37,7 +37,7 @@ from recmtl.fusion import SCORE
 from recmtl.manifest import file_hash
 from recmtl.package import Package, verify_package
 from recmtl.progress import Progress
-from recmtl.reading import CsvFormat, NumberStyle, Unread
+from recmtl.reading import CsvFormat, NumberStyle, Unread, add_unread
 from recmtl.scoring.inputs import Piece, Source, csv_format, cut, look_at
 from recmtl.scoring.pieces import Job, Part, Scorer, cores, groupless_of, part_name, unread_in, write_part
 from recmtl.scoring.ranking import RANK, TopK, cuts, ranked, stretch
@@ -350,8 +350,7 @@ def _warn_of_unread(job: Job, pieces: Sequence[Piece], progress: Progress) -> No
     """Say which values could not be read as in training, over all parts, those of an earlier start included."""
     unread: dict[str, Unread] = {}
     for piece in pieces:
-        for name, problem in unread_in(job.folder / part_name(piece.number)).items():
-            unread[name] = problem.joined(unread[name]) if name in unread else problem
+        add_unread(unread, unread_in(job.folder / part_name(piece.number)))
     for name, problem in unread.items():
         progress.warn(
             f"column {name!r}: {problem.count:,} values cannot be read as in training and count as missing "

@@ -24,7 +24,7 @@ from recmtl.errors import UserError
 from recmtl.failures import writing
 from recmtl.manifest import file_hash
 from recmtl.package import Package
-from recmtl.reading import NumberStyle, Unread
+from recmtl.reading import NumberStyle, Unread, add_unread
 from recmtl.scoring.inputs import Piece, Source, frames
 from recmtl.scoring.ranking import TopK, best
 from recmtl.settings import Settings
@@ -114,8 +114,7 @@ class Scorer:
                 waiting.extend(pool.submit(self._score, *batch) for batch in islice(batches, self._threads + 1))
                 while waiting:
                     frame, problems = waiting.popleft().result()
-                    for name, problem in problems.items():
-                        unread[name] = problem.joined(unread[name]) if name in unread else problem
+                    add_unread(unread, problems)
                     waiting.extend(pool.submit(self._score, *batch) for batch in islice(batches, 1))
                     done(frame.height)
                     yield frame
